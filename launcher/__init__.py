@@ -1,0 +1,1 @@
+"""From a config to a running job, and back: composition, plans, submission, status."""

@@ -1,0 +1,67 @@
+"""Hydra at arm's length: what it composed as plain values, and its many-line errors told in one."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from launcher.runtime.errors import UserError
+from launcher.runtime.sections import flat, nearest
+
+CONFIG_MODULE = "conf"
+CONFIG_NAME = "config"
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config as nested plain values, interpolations resolved, without Hydra's own section.
+
+    Raises:
+        UserError: a value is missing (``???``) or an interpolation leads nowhere.
+    """
+    ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    try:
+        values = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(told(error)) from None
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def told(error: Exception) -> str:
+    """One line for what Hydra or OmegaConf raised: the key or option, what is allowed, the nearest name."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        options = sorted(o for o in error.options if not o.startswith("_"))
+        return f"{group}={option}: there is no such option{nearest(option, options)} (allowed: {', '.join(options)})"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as key=value; put quotes around special characters ({text})"
+    if unknown := re.match(r"Could not (?:override|delete)[^']*'(?P<key>[^'=]+)", text):
+        return f"unknown key '{unknown['key']}'{_hint(unknown['key'])}"
+    if isinstance(error, HydraException) and error.__cause__ is not None:
+        text += " (" + str(error.__cause__).splitlines()[0] + ")"
+    return text
+
+
+def _hint(key: str) -> str:
+    """Which option of its group has ``key``, or which known key is nearest to it."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        group = key.partition(".")[0]
+        for option in GlobalHydra.instance().config_loader().get_group_options(group):
+            if key in _keys([f"{group}={option}"]):
+                return f" here; {group}={option} has it"
+        return nearest(key, _keys([]))
+
+
+def _keys(overrides: list[str]) -> set[str]:
+    """Every key and section of the config, e.g. ``optim.lr`` and ``optim``."""
+    keys = set(flat(plain(compose(CONFIG_NAME, overrides))))
+    return keys | {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 1)}

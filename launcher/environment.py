@@ -1,0 +1,40 @@
+"""What a run was started from: Python, packages, the code's git commit and its uncommitted changes."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+
+def environment(cwd: Path) -> dict[str, Any]:
+    """A record for ``plan.json``: JSON values only, and no environment variables (they may hold secrets)."""
+    return {"python": platform.python_version(), "platform": platform.platform(), "packages": _packages()} | _git(cwd)
+
+
+@cache
+def _packages() -> dict[str, str]:
+    return dict(sorted({d.metadata["Name"]: d.version for d in distributions()}.items()))
+
+
+@cache
+def _git(cwd: Path) -> dict[str, Any]:
+    """Commit of the worktree around ``cwd``, and a hash of what is changed in it; None where there is no git."""
+    sha = _ask_git(cwd, "rev-parse", "HEAD")
+    diff = _ask_git(cwd, "diff", "HEAD") if sha else None
+    return {
+        "git_sha": sha.decode().strip() if sha else None,
+        "diff_id": hashlib.sha256(diff).hexdigest()[:12] if diff else None,
+    }
+
+
+def _ask_git(cwd: Path, *words: str) -> bytes | None:
+    try:
+        answer = subprocess.run(["git", "-C", str(cwd), *words], capture_output=True, timeout=30, check=False)
+    except FileNotFoundError:
+        return None
+    return answer.stdout if answer.returncode == 0 else None

@@ -1,0 +1,89 @@
+"""What a person sees while a run goes on: a bar on a terminal, a line now and then where there is none."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINE_EVERY_S = 10.0
+_CHATTY = ("matplotlib", "PIL")
+
+log = logging.getLogger(__name__)
+
+
+class Meter:
+    """Progress of one run on stderr. ``expect`` names its length; ``show`` moves it."""
+
+    def __init__(self, console: Console, visible: bool) -> None:
+        self._total: int | None = None
+        self._visible = visible
+        self._last_line = float("-inf")
+        self._bar: Progress | None = None
+        if visible and console.is_terminal:
+            parts = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
+            self._bar = Progress(*parts, TimeRemainingColumn(), TextColumn("{task.description}"), console=console)
+            self._task = self._bar.add_task("", total=None)
+            self._bar.start()
+
+    def expect(self, total: int) -> None:
+        """The run ends with step ``total``."""
+        self._total = total
+        if self._bar:
+            self._bar.update(self._task, total=total)
+
+    def show(self, step: int, text: str = "", *, important: bool = False) -> None:
+        """``step`` is done. Without a terminal ``text`` becomes a line every ten seconds, or at once if important."""
+        if self._bar:
+            self._bar.update(self._task, completed=step, **({"description": text} if text else {}))
+        now = time.monotonic()
+        due = now - self._last_line >= _LINE_EVERY_S
+        if text and self._visible and not self._bar and (due or important):
+            self._last_line = now
+            log.info("step %d/%s  %s", step, self._total or "?", text)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar:
+            self._bar.stop()
+
+
+@contextmanager
+def logging_to(path: Path, *, visible: bool) -> Iterator[Console]:
+    """Send all log records to ``path`` for the time of the block, and to stderr too where ``visible``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers: list[logging.Handler] = [to_file]
+    if visible:
+        handlers.append(_terminal_handler(console))
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        yield console
+    finally:
+        root.setLevel(level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+
+
+def _terminal_handler(console: Console) -> logging.Handler:
+    if console.is_terminal:
+        return RichHandler(console=console, show_path=False, show_level=False, markup=False)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    return handler

@@ -1,0 +1,50 @@
+"""The two pictures of a run, drawn from its ``metrics.csv``: losses over steps, seconds a step by phase."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+from launcher.runtime.rundir import RunDir
+
+Series = dict[str, tuple[list[int], list[float]]]
+"""Name of a curve: its steps and its values."""
+
+
+def draw_curves(rundir: RunDir) -> None:
+    """Draw ``loss_curve.png`` and ``timing_curve.png``; one that has no points is not drawn."""
+    series = read_series(rundir.metrics)
+    losses = {name: series[name] for name in ("train/loss", "val/loss") if name in series}
+    times = {name.removeprefix("time/"): points for name, points in series.items() if name.startswith("time/")}
+    if losses:
+        _draw(rundir.loss_curve, losses, "loss [nats per target token]", f"Loss of {rundir.path.name}")
+    if times:
+        _draw(rundir.timing_curve, times, "seconds a step", f"Where a step's time went, {rundir.path.name}", log=True)
+
+
+def read_series(metrics: Path) -> Series:
+    """All curves of a ``metrics.csv``, by ``<split>/<name>``."""
+    series: defaultdict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
+    with metrics.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            steps, values = series[f"{row['split']}/{row['name']}"]
+            steps.append(int(row["step"]))
+            values.append(float(row["value"]))
+    return dict(series)
+
+
+def _draw(path: Path, series: Series, unit: str, title: str, log: bool = False) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no display, no global state
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="optimizer step", ylabel=unit, title=title)
+    for name, (steps, values) in series.items():
+        axes.plot(steps, values, label=name, marker="o" if len(steps) < 40 else None, markersize=3)
+    if log and all(v > 0 for _, values in series.values() for v in values):
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)

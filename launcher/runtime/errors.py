@@ -1,0 +1,65 @@
+"""How a command ends: exit codes, the errors that are the user's to mend, and the one place that prints them."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit status of every command of this project."""
+
+    DONE = 0
+    USER_ERROR = 1
+    """The user can mend it: one line on stderr, no traceback."""
+    USAGE = 2
+    """The command line could not be read (argparse's code)."""
+    TRAINING_FAILED = 3
+    """The training itself went wrong: non-finite loss, no progress."""
+    BUG = 70
+    """Ours: a traceback follows (EX_SOFTWARE of sysexits.h)."""
+    STOPPED_SAVED = 75
+    """Stopped on request with everything saved (EX_TEMPFAIL of sysexits.h)."""
+    STOPPED_NOT_SAVED = 76
+    """Stopped on request; what came after the last checkpoint is lost."""
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: the thing, its value, what is allowed, what to do."""
+
+    code = ExitCode.USER_ERROR
+
+
+class TrainingFailed(UserError):
+    """The training diverged or stood still; the message says at which step and what to try."""
+
+    code = ExitCode.TRAINING_FAILED
+
+
+def say_error(error: UserError) -> None:
+    """Print ``error`` on stderr as one line."""
+    print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run ``command`` and turn what it raises into the exit code and the words of this project.
+
+    A ``UserError`` becomes one line; anything else is our bug and keeps its traceback.
+    """
+    try:
+        return command()
+    except UserError as error:
+        say_error(error)
+        return error.code
+    except BrokenPipeError:  # `… | head` closed the pipe; nobody is left to tell
+        sys.stderr.close()
+        return ExitCode.DONE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return ExitCode.STOPPED_NOT_SAVED
+    except Exception:
+        traceback.print_exc()
+        print("this is a bug in seemore-launcher: please report it with the lines above", file=sys.stderr)
+        return ExitCode.BUG

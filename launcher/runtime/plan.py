@@ -1,0 +1,112 @@
+"""A plan: everything that a run is, frozen before it starts, as one file of JSON."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.runtime.errors import UserError
+from launcher.runtime.rundir import RunDir
+from launcher.runtime.sections import merged, parse
+from launcher.runtime.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a task's config may need to know to settle itself when it is planned (its method ``resolve(facts)``)."""
+
+    cwd: Path
+    """The folder in which the command was typed; relative paths are read against it."""
+    device: str
+    """``cpu`` or ``cuda``: what the run will compute on."""
+    bf16: bool
+    """Whether that device multiplies bf16 in hardware."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run, decided. ``science`` is what its id was hashed from; ``execution`` is all the rest of its config."""
+
+    run_id: str
+    name: str
+    """The sweep: the folder under ``root`` that the run stands in."""
+    root: str
+    """Absolute path of the folder of all sweeps."""
+    target: str
+    """``package.module:function`` that trains, called with the session."""
+    schema: str
+    """``package.module:Dataclass`` of the task's config."""
+    science: dict[str, Any]
+    execution: dict[str, Any]
+    """``task`` (the execution half of the task's config), ``checkpoint``, ``tracker``, ``hardware``."""
+    code: str | None = None
+    """Id of the code snapshot that the run uses; None: the code as it stands where the run was started."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    created: str = ""
+    """UTC, ISO 8601."""
+
+    @property
+    def rundir(self) -> RunDir:
+        """Where the run leaves everything."""
+        return RunDir(Path(self.root) / self.name / self.run_id)
+
+    @property
+    def hardware(self) -> dict[str, Any]:
+        """The resources asked for."""
+        hardware: dict[str, Any] = self.execution["hardware"]
+        return hardware
+
+    def config_values(self) -> dict[str, Any]:
+        """The task's whole config, both halves, as nested JSON values."""
+        return merged(self.science, self.execution["task"])
+
+    def config(self) -> Any:
+        """The task's config as its own dataclass (imports the schema's module)."""
+        return parse(resolve_name(self.schema), self.config_values())
+
+    def settings(self) -> Settings:
+        """The sections that the session obeys."""
+        return parse(Settings, {key: self.execution[key] for key in ("checkpoint", "tracker")})
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping of JSON values that ``from_json`` reads."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Plan:
+        """Read what ``to_json`` made."""
+        return Plan(**values)
+
+    @staticmethod
+    def read(rundir: RunDir) -> Plan:
+        """The plan of a run.
+
+        Raises:
+            UserError: ``rundir`` is no run directory.
+        """
+        values = rundir.read(rundir.plan)
+        if values is None:
+            raise UserError(f"{rundir.path}: no run directory (it has no {rundir.plan.name})")
+        return Plan.from_json(values)
+
+
+def resolve_name(name: str) -> Any:
+    """The object that ``package.module:name`` names.
+
+    Raises:
+        UserError: the text has another form, or nothing of that name is there.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise UserError(f"{name!r}: should be package.module:name")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(error.name + ".")):
+            raise UserError(f"{name!r}: there is no module {error.name}") from None
+        raise
+    except AttributeError:
+        raise UserError(f"{name!r}: module {module} has no {attribute}") from None

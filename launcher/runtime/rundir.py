@@ -1,0 +1,151 @@
+"""The run directory: the only place that knows the names of a run's files."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from launcher.runtime.errors import UserError
+from launcher.runtime.files import append_json_line, read_json_lines, write_json
+
+_CHECKPOINT = re.compile(r"(?P<kind>step|best|final)-(?P<step>\d{12})\.a(?P<attempt>\d{4})")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One run's folder, ``<root>/<sweep>/<run_id>``. Properties name the files; few methods read or write them."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config as YAML, secrets redacted."""
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """What this run is: science, execution, environment."""
+        return self.path / "plan.json"
+
+    @property
+    def attempts(self) -> Path:
+        """One line for each start and each end of an attempt."""
+        return self.path / "attempts.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """State, step, last loss, heartbeat; replaced atomically."""
+        return self.path / "status.json"
+
+    @property
+    def summary(self) -> Path:
+        """Written at the end: the numbers that runs are compared by."""
+        return self.path / "summary.json"
+
+    @property
+    def metrics(self) -> Path:
+        """``step,split,name,value``: every number that was logged."""
+        return self.path / "metrics.csv"
+
+    @property
+    def losses(self) -> Path:
+        """``step`` and one column a loss, for a spreadsheet."""
+        return self.path / "losses_log.csv"
+
+    @property
+    def timings(self) -> Path:
+        """``step`` and one column a phase, in seconds a step."""
+        return self.path / "timing_logs.csv"
+
+    @property
+    def loss_curve(self) -> Path:
+        """Losses over steps, a picture."""
+        return self.path / "loss_curve.png"
+
+    @property
+    def timing_curve(self) -> Path:
+        """Seconds a step by phase, a picture."""
+        return self.path / "timing_curve.png"
+
+    @property
+    def samples(self) -> Path:
+        """``step,rank,sample_id``: a row for each sample trained on, where the task was asked for it."""
+        return self.path / "samples.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tb"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Committed checkpoints, a folder each."""
+        return self.path / "checkpoints"
+
+    @property
+    def latest(self) -> Path:
+        """Name of the newest checkpoint; a hint, never trusted."""
+        return self.checkpoints / "LATEST"
+
+    def log(self, rank: int) -> Path:
+        """What rank ``rank`` said."""
+        return self.path / "logs" / f"rank{rank}.log"
+
+    def checkpoint(self, kind: str, step: int, attempt: int) -> Path:
+        """Folder of a checkpoint: kind ``step`` (full state), ``best`` or ``final`` (weights)."""
+        return self.checkpoints / f"{kind}-{step:012d}.a{attempt:04d}"
+
+    def list_checkpoints(self, kind: str) -> list[Path]:
+        """Committed checkpoints of ``kind``, newest first by (step, attempt), never by time."""
+        if not self.checkpoints.is_dir():
+            return []
+        found = [(m, p) for p in self.checkpoints.iterdir() if (m := _CHECKPOINT.fullmatch(p.name))]
+        found = [(m, p) for m, p in found if m["kind"] == kind]
+        return [p for m, p in sorted(found, key=lambda f: (int(f[0]["step"]), int(f[0]["attempt"])), reverse=True)]
+
+    def lock(self) -> FileLock:
+        """A lock that one training process of this run holds.
+
+        Raises:
+            UserError: on acquiring it where another process holds it.
+        """
+        return _RunLock(self.path / ".lock", timeout=0)
+
+    def read(self, path: Path) -> dict[str, Any] | None:
+        """A JSON file of this run, or None where it is not there yet."""
+        try:
+            value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return value
+
+    def state(self) -> str | None:
+        """The run's state (PLANNED … COMPLETED), or None where it has none."""
+        status = self.read(self.status)
+        return None if status is None else str(status["state"])
+
+    def write_status(self, **values: Any) -> None:
+        """Replace ``status.json``."""
+        write_json(self.status, values)
+
+    def add_attempt_event(self, **values: Any) -> None:
+        """Append to ``attempts.jsonl`` and fsync."""
+        append_json_line(self.attempts, values)
+
+    def attempt_events(self) -> list[dict[str, Any]]:
+        """All starts and ends so far."""
+        return read_json_lines(self.attempts)
+
+
+class _RunLock(FileLock):
+    def acquire(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().acquire(*args, **kwargs)
+        except Timeout:
+            run = Path(self.lock_file).parent
+            raise UserError(f"run {run}: another process is training it; wait for it or stop it first") from None

@@ -1,0 +1,35 @@
+"""Being asked to stop: handlers that set a flag and do nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+class StopFlag:
+    """Set by SIGINT (Ctrl-C), SIGTERM or SIGUSR2; the training loop reads it between steps.
+
+    A second SIGINT raises ``KeyboardInterrupt``: whoever presses Ctrl-C twice does not want to wait for a save.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._owner = os.getpid()
+
+    def install(self) -> None:
+        """Take over the stop signals of this process (main thread only, signal(7))."""
+        for number in _STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a forked child (a data worker) has inherited the handler: not its business
+            return
+        if self.signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)

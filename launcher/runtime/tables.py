@@ -1,0 +1,40 @@
+"""CSV files that grow with a run's steps, and go on where a resumed run goes on."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.runtime.files import write_atomic
+
+
+class StepTable:
+    """A CSV file with ``step`` first, cut back to ``step`` when a run goes on, flushed row by row."""
+
+    def __init__(self, path: Path, header: Sequence[str], step: int) -> None:
+        """Open ``path`` to go on after ``step``; 0 starts it anew."""
+        kept = _rows_up_to(path, step)
+        lines = [",".join(header), *(",".join(row) for row in kept)]
+        write_atomic(path, ("\n".join(lines) + "\n").encode())
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file, lineterminator="\n")
+
+    def add(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Append rows, their step first; they reach the file before this returns."""
+        self._writer.writerows(rows)
+        self._file.flush()
+
+    def close(self) -> None:
+        """No more rows."""
+        self._file.close()
+
+
+def _rows_up_to(path: Path, step: int) -> list[list[str]]:
+    """Rows of an earlier attempt up to ``step``; a row torn by a crash is shorter than the header and dropped."""
+    if not path.exists() or step == 0:
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    return [row for row in rows if len(row) == len(header) and int(row[0]) <= step]

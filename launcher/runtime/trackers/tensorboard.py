@@ -1,0 +1,52 @@
+"""TensorBoard: scalars, pictures, the config as text, and HParams in the same run."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from launcher.runtime.rundir import RunDir
+from launcher.runtime.sections import flat
+from launcher.runtime.trackers import Value
+
+with warnings.catch_warnings():  # tensorboard probes for TensorFlow and complains of its own protobuf
+    warnings.simplefilter("ignore")
+    from torch.utils.tensorboard import SummaryWriter
+
+_HPARAM_METRICS = ("train_loss", "val_loss", "best_val_loss", "samples_per_s")
+
+
+class TensorBoard:
+    """Event files under ``tb/``; a run that goes on drops what it had written beyond its step (``purge_step``)."""
+
+    def __init__(self, rundir: RunDir, config: Mapping[str, Any], science: Mapping[str, Any], step: int) -> None:
+        self._science = science
+        self._writer = SummaryWriter(str(rundir.tensorboard), purge_step=step + 1 if step else None, flush_secs=10)
+        self._writer.add_text("config", f"```json\n{json.dumps(config, indent=2)}\n```", step)
+
+    def log(self, values: Mapping[str, Value], step: int) -> None:
+        """Numbers as scalars, arrays as pictures, text as text."""
+        for name, value in values.items():
+            if isinstance(value, str):
+                self._writer.add_text(name, value, step)
+            elif isinstance(value, np.ndarray):
+                self._writer.add_image(name, value, step, dataformats="HWC")
+            else:
+                self._writer.add_scalar(name, value, step)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the row of the HParams table: science against the final numbers."""
+        numbers = {f"final/{k}": float(summary[k]) for k in _HPARAM_METRICS if summary.get(k) is not None}
+        if numbers:
+            # run_name ".": the same run, not a sub-run named by the clock
+            self._writer.add_hparams(_hparams(self._science), numbers, run_name=".")
+        self._writer.close()
+
+
+def _hparams(science: Mapping[str, Any]) -> dict[str, int | float | str | bool]:
+    """HParams takes numbers, texts and booleans only: the rest as text."""
+    return {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in flat(science).items()}

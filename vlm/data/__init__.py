@@ -1,0 +1,1 @@
+"""From a CSV of pictures and captions to batches: index, cache, split, order, tokens."""

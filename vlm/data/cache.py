@@ -1,0 +1,156 @@
+"""Pictures decoded once: every row of a data file as uint8 in memory-mapped files, shared by all runs on a machine.
+
+A cache is named by the content of the data, the columns and the picture size. It is built aside under a lock and
+renamed into place, so a reader sees all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from launcher.runtime.errors import UserError
+from vlm.data.csv_index import CsvIndex
+from vlm.data.row import BadRow, Row, read_row
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class DecodedRows:
+    """All rows of a data file, decoded. Row ``i`` here is row ``i`` of the file; unusable rows hold zeros."""
+
+    images: np.ndarray
+    """``(rows, 3, size, size) uint8``, memory-mapped."""
+    picture_ids: np.ndarray
+    """``(rows,) V16``: equal where the pictures are equal."""
+    caption_bytes: np.ndarray
+    """All captions in UTF-8, one after the other, memory-mapped ``uint8``."""
+    caption_ends: np.ndarray
+    """``(rows,) int64``: where each caption ends in ``caption_bytes``."""
+    bad: dict[int, str]
+    """Row number (from 0) to the reason why it cannot be used."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def caption(self, row: int) -> str:
+        """The caption of a row."""
+        start = int(self.caption_ends[row - 1]) if row else 0
+        return self.caption_bytes[start : int(self.caption_ends[row])].tobytes().decode()
+
+
+def open_decoded(
+    index: CsvIndex, image_column: str, caption_column: str, size: int, on_error: str, cache_dir: Path
+) -> DecodedRows:
+    """The decoded rows of ``index`` at ``size`` pixels, built on first use.
+
+    Raises:
+        UserError: a row is bad and ``on_error`` is ``raise`` (the first one, by number and reason), or all are bad.
+    """
+    key = hashlib.sha256(repr((_FORMAT, index.digest, image_column, caption_column)).encode()).hexdigest()[:24]
+    folder = cache_dir / "decoded" / f"{key}-{size}px"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                _build(index, image_column, caption_column, size, on_error, folder)
+    decoded = _open(folder, len(index), size)
+    if decoded.bad and on_error == "raise":
+        row, reason = min(decoded.bad.items())
+        raise _bad_row(index.path, row, reason)
+    if len(decoded.bad) == len(decoded):
+        raise UserError(f"{index.path}: none of its {len(decoded)} rows can be used; row 1: {decoded.bad[0]}")
+    if decoded.bad:
+        first = "; ".join(f"row {row + 1}: {reason}" for row, reason in sorted(decoded.bad.items())[:3])
+        log.warning("%s: %d of %d rows left out (%s)", index.path, len(decoded.bad), len(decoded), first)
+    return decoded
+
+
+def _bad_row(path: Path, row: int, reason: str) -> UserError:
+    return UserError(f"{path}: row {row + 1}: {reason} (data.on_error=skip leaves such rows out)")
+
+
+def _open(folder: Path, rows: int, size: int) -> DecodedRows:
+    found = json.loads((folder / "rows.json").read_text())
+    captions = folder / "captions.u8"
+    return DecodedRows(
+        images=np.memmap(folder / "images.u8", np.uint8, "r", shape=(rows, 3, size, size)),
+        picture_ids=np.memmap(folder / "picture_ids.v16", "V16", "r"),
+        caption_bytes=np.memmap(captions, np.uint8, "r") if captions.stat().st_size else np.empty(0, np.uint8),
+        caption_ends=np.memmap(folder / "caption_ends.i64", np.int64, "r"),
+        bad={int(row): reason for row, reason in found["bad"].items()},
+    )
+
+
+def _build(index: CsvIndex, image_column: str, caption_column: str, size: int, on_error: str, folder: Path) -> None:
+    log.info("decoding %d pictures of %s at %d px, once for all runs", len(index), index.path, size)
+    columns = index.header.index(image_column), index.header.index(caption_column)
+    aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+    bad: dict[int, str] = {}
+    end = 0
+    try:
+        with (
+            (aside / "images.u8").open("wb") as images,
+            (aside / "picture_ids.v16").open("wb") as ids,
+            (aside / "captions.u8").open("wb") as captions,
+            (aside / "caption_ends.i64").open("wb") as ends,
+        ):
+            for number, row in enumerate(_rows(index, columns, size)):
+                if isinstance(row, BadRow):
+                    if on_error == "raise":
+                        raise _bad_row(index.path, number, str(row))
+                    bad[number] = str(row)
+                    row = Row(np.zeros((3, size, size), np.uint8), "", bytes(16))
+                text = row.caption.encode()
+                end += len(text)
+                images.write(row.pixels.data)
+                ids.write(row.picture_id)
+                captions.write(text)
+                ends.write(np.int64(end).tobytes())
+        (aside / "rows.json").write_text(json.dumps({"bad": bad}))
+        aside.rename(folder)
+    except OSError as error:
+        raise UserError(f"cache {folder.parent}: {error.strerror or error}; choose another data.cache_dir") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _rows(index: CsvIndex, columns: tuple[int, int], size: int) -> Iterator[Row | BadRow]:
+    """Every row in order, decoded on all cores (Pillow lets go of the interpreter lock while it decodes)."""
+
+    def read(number: int) -> Row | BadRow:
+        try:
+            fields = index.fields(number)
+            if len(fields) != len(index.header):
+                raise BadRow(f"has {len(fields)} fields, the header has {len(index.header)}")
+            return read_row(fields[columns[0]], fields[columns[1]], size)
+        except BadRow as error:
+            return error
+        except ValueError as error:
+            return BadRow(str(error))
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from _in_chunks(pool.map, read, len(index))
+
+
+def _in_chunks(
+    mapper: Callable[..., Iterator[Row | BadRow]], read: Callable[[int], Row | BadRow], rows: int
+) -> Iterator[Row | BadRow]:
+    """``read`` over all rows, a bounded number of results in memory at a time."""
+    for start in range(0, rows, _CHUNK):
+        yield from mapper(read, range(start, min(start + _CHUNK, rows)))

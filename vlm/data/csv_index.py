@@ -1,0 +1,179 @@
+"""Where each record of a CSV file begins and ends: found once, kept on disk, then any row is one read away.
+
+Memory stays flat: the file is scanned in blocks, the spans lie in a memory-mapped file.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from launcher.runtime.errors import UserError
+
+_BLOCK = 4 << 20
+_BOM = b"\xef\xbb\xbf"
+_QUOTE, _NEWLINE = ord('"'), ord("\n")
+MAX_FIELD = 64 << 20
+"""Longest field that is read, in characters: a base64 picture of 48 MB."""
+
+
+@dataclass(frozen=True)
+class CsvIndex:
+    """An indexed CSV file. Rows count from 0 here; messages count from 1 behind the header."""
+
+    path: Path
+    digest: str
+    """SHA-256 of the file's bytes."""
+    header: list[str]
+    spans: np.ndarray
+    """``(rows, 2) int64``: first byte of each record and the one behind its last; blank lines have none."""
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def require_columns(self, *names: str) -> None:
+        """See that the header has ``names`` and that there is a row.
+
+        Raises:
+            UserError: a column or every row is missing.
+        """
+        for name in names:
+            if name not in self.header:
+                shown = ", ".join(repr(h) for h in self.header[:20])
+                raise UserError(
+                    f"{self.path}: has no column {name!r}; its columns are {shown} "
+                    "(choose with data.image_column and data.caption_column)"
+                )
+        if not len(self):
+            raise UserError(f"{self.path}: has a header but no rows")
+
+    def fields(self, row: int) -> list[str]:
+        """The fields of a row.
+
+        Raises:
+            ValueError: the bytes are no UTF-8 or no CSV record; the message says which.
+        """
+        start, end = (int(x) for x in self.spans[row])
+        return _record(os.pread(self._descriptor, end - start, start))
+
+    @cached_property
+    def _descriptor(self) -> int:
+        return self._file.fileno()
+
+    @cached_property
+    def _file(self) -> io.FileIO:
+        return io.FileIO(self.path)
+
+
+def open_index(path: Path, cache_dir: Path) -> CsvIndex:
+    """The index of ``path``, from ``cache_dir`` where the file has not changed since (path, size, times, inode).
+
+    Raises:
+        UserError: there is no such file, it is empty, no CSV, or its quotes do not close.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    if not path.is_file():
+        raise UserError(f"{path}: is no file")
+    identity = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    folder = cache_dir / "index" / hashlib.sha256(repr(identity).encode()).hexdigest()[:24]
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                _build(path, folder)
+    found = json.loads((folder / "index.json").read_text())
+    size = (folder / "spans.i64").stat().st_size
+    spans = np.memmap(folder / "spans.i64", np.int64, "r").reshape(-1, 2) if size else np.empty((0, 2), np.int64)
+    return CsvIndex(path, found["digest"], found["header"], spans)
+
+
+def _build(path: Path, folder: Path) -> None:
+    aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+    try:
+        with path.open("rb") as file, (aside / "spans.i64").open("wb") as spans:
+            digest, header = _scan(file, spans, path)
+        (aside / "index.json").write_text(json.dumps({"digest": digest, "header": header}))
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _scan(file: io.BufferedReader, spans: io.BufferedWriter, path: Path) -> tuple[str, list[str]]:
+    """Write the span of every record behind the header to ``spans``; returns the file's SHA-256 and the header.
+
+    A newline ends a record if the number of quotes before it is even (RFC 4180: inner quotes are doubled).
+    """
+    digest = hashlib.sha256()
+    header: list[str] | None = None
+    position, record_start, quotes_before = 0, 0, 0
+    while block := file.read(_BLOCK):
+        digest.update(block)
+        buffer = np.frombuffer(block, np.uint8)
+        if position == 0 and block.startswith(_BOM):
+            record_start = len(_BOM)
+        quotes = np.flatnonzero(buffer == _QUOTE)
+        newlines = np.flatnonzero(buffer == _NEWLINE)
+        even = (np.searchsorted(quotes, newlines) + quotes_before) % 2 == 0
+        ends = newlines[even] + position + 1
+        quotes_before += len(quotes)
+        position += len(block)
+        if len(ends):
+            header = _write_spans(file, spans, record_start, ends, header)
+            record_start = int(ends[-1])
+    if quotes_before % 2:
+        raise UserError(f"{path}: a quote that opens is never closed; it is no CSV file, or it is cut off")
+    if record_start < position:  # no newline at the end
+        header = _write_spans(file, spans, record_start, np.array([position]), header)
+    if header is None:
+        raise UserError(f"{path}: is empty")
+    return digest.hexdigest(), header
+
+
+def _write_spans(
+    file: io.BufferedReader, spans: io.BufferedWriter, start: int, ends: np.ndarray, header: list[str] | None
+) -> list[str] | None:
+    starts = np.concatenate([[start], ends[:-1]])
+    for i in np.flatnonzero(ends - starts <= 2):  # "\n" or "\r\n": a blank line, or a very short record
+        if not os.pread(file.fileno(), int(ends[i] - starts[i]), int(starts[i])).strip():
+            starts[i] = ends[i]
+    found = np.stack([starts, ends], axis=1)[starts < ends]
+    if header is None and len(found):
+        first, last = (int(x) for x in found[0])
+        header = _header(os.pread(file.fileno(), min(last - first, MAX_FIELD), first), Path(file.name))
+        found = found[1:]
+    spans.write(found.astype(np.int64).tobytes())
+    return header
+
+
+def _header(record: bytes, path: Path) -> list[str]:
+    try:
+        return _record(record)
+    except ValueError as error:
+        raise UserError(f"{path}: the header cannot be read: {error}") from None
+
+
+def _record(record: bytes) -> list[str]:
+    csv.field_size_limit(MAX_FIELD)
+    try:
+        text = record.decode("utf-8")
+    except UnicodeDecodeError as error:
+        what = "a lone surrogate" if 0xED in record[error.start : error.start + 1] else "no UTF-8"
+        raise ValueError(f"byte {error.start} of the row is {what}") from None
+    try:
+        return next(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise ValueError(f"no CSV record ({error})") from None

@@ -1,0 +1,145 @@
+"""A run's data, opened: decoded rows, the split, the tokenizer, and batches of tensors made from row numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from launcher.runtime.errors import UserError
+from vlm.config import CsvData, DataConfig, ShapesData, TokenizerConfig, TrainConfig
+from vlm.data.cache import DecodedRows, open_decoded
+from vlm.data.csv_index import open_index
+from vlm.data.shapes import CAPTION_COLUMN, IMAGE_COLUMN, scene_files
+from vlm.data.split import split_rows
+from vlm.data.tokenizer import BEGIN, END, PAD, ByteTokenizer, CharTokenizer, Tokenizer
+
+IGNORE = -100
+"""Target of a position that has none (cross entropy's ignore index)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one forward pass."""
+
+    images: torch.Tensor
+    """``(B, 3, H, W) uint8``."""
+    inputs: torch.Tensor
+    """``(B, T) int64``: the begin token, then the caption, then padding."""
+    targets: torch.Tensor
+    """``(B, T) int64``: the caption, then the end token; ``IGNORE`` behind it."""
+    rows: torch.Tensor
+    """``(B,) int64``: row numbers, from 0."""
+
+    def to(self, device: str) -> Batch:
+        """This batch on ``device``; from pinned memory the copy overlaps with computation."""
+        moved = (t.to(device, non_blocking=True) for t in (self.images, self.inputs, self.targets))
+        return Batch(*moved, self.rows)
+
+    def pin_memory(self) -> Batch:
+        """This batch in page-locked memory (called by torch's DataLoader)."""
+        pinned = (t.pin_memory() for t in (self.images, self.inputs, self.targets))
+        return Batch(*pinned, self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class CaptionRows:
+    """The rows of one data file as tensors."""
+
+    def __init__(self, decoded: DecodedRows, tokenizer: Tokenizer) -> None:
+        self.decoded = decoded
+        self.tokenizer = tokenizer
+
+    def batch(self, rows: np.ndarray, images: np.ndarray | None = None) -> Batch:
+        """The samples ``rows``; with ``images`` (augmented ones) in place of their own pictures."""
+        tokens = [self.tokenizer.encode(self.decoded.caption(int(row))) for row in rows]
+        longest = 1 + max((len(t) for t in tokens), default=0)
+        inputs = np.full((len(rows), longest), PAD, np.int64)
+        targets = np.full((len(rows), longest), IGNORE, np.int64)
+        inputs[:, 0] = BEGIN
+        for i, t in enumerate(tokens):
+            inputs[i, 1 : len(t) + 1] = t
+            targets[i, : len(t)] = t
+            targets[i, len(t)] = END
+        pixels = self.decoded.images[rows] if images is None else images
+        return Batch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (pixels, inputs, targets, rows)))
+
+    def n_targets(self, rows: np.ndarray) -> int:
+        """Target tokens of the samples ``rows``: their captions' tokens and an end token each."""
+        return int(sum(self.tokenizer.length(self.decoded.caption(int(row))) + 1 for row in rows))
+
+
+@dataclass(frozen=True)
+class CaptionData:
+    """What a run trains and validates on."""
+
+    rows: CaptionRows
+    train: np.ndarray
+    """Row numbers."""
+    val: np.ndarray
+    """Row numbers; empty without validation."""
+    tokenizer: Tokenizer
+
+
+def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> CaptionData:
+    """Open the data of a resolved config, building index, cache and rendered scenes where they are not there yet.
+
+    Args:
+        tokenizer: the one of a trained model; None: made from the training captions.
+
+    Raises:
+        UserError: the data cannot be used (see ``open_index`` and ``open_decoded``), or does not fit the config.
+    """
+    decoded = _decoded(config.data, data_file(config.data), config.model.img_size)
+    train, val = split_rows(decoded, config.data.val_fraction, config.data.split_by, config.data.split_seed)
+    if len(train) < config.trainer.batch_size:
+        raise UserError(
+            f"trainer.batch_size={config.trainer.batch_size} is larger than the data: "
+            f"{len(train)} rows to train on, {len(val)} to validate"
+        )
+    tokenizer = tokenizer or _tokenizer(config.tokenizer, decoded, train)
+    _check_lengths(decoded, np.concatenate([train, val]), tokenizer, config.model.max_text)
+    return CaptionData(CaptionRows(decoded, tokenizer), train, val, tokenizer)
+
+
+def open_unseen_pairs(data: ShapesData, img_size: int, tokenizer: Tokenizer) -> CaptionRows | None:
+    """The scenes with shape-colour pairs that no run has trained on, or None where none was held out."""
+    _, unseen = scene_files(data)
+    return CaptionRows(_decoded(data, unseen, img_size), tokenizer) if unseen else None
+
+
+def data_file(data: CsvData | ShapesData) -> Path:
+    """The CSV file that holds the data."""
+    return scene_files(data)[0] if isinstance(data, ShapesData) else Path(data.path or "")
+
+
+def _decoded(data: DataConfig, path: Path, size: int) -> DecodedRows:
+    index = open_index(path, Path(data.cache_dir))
+    columns = (data.image_column, data.caption_column) if isinstance(data, CsvData) else (IMAGE_COLUMN, CAPTION_COLUMN)
+    if isinstance(data, CsvData) and data.digest not in (None, index.digest):
+        raise UserError(f"{path}: has changed since the run was planned (SHA-256 {index.digest}, was {data.digest})")
+    index.require_columns(*columns)
+    return open_decoded(index, *columns, size, data.on_error, Path(data.cache_dir))
+
+
+def _tokenizer(config: TokenizerConfig, decoded: DecodedRows, train: np.ndarray) -> Tokenizer:
+    if config.kind == "byte":
+        return ByteTokenizer()
+    return CharTokenizer.of(decoded.caption(int(row)) for row in train)
+
+
+def _check_lengths(decoded: DecodedRows, rows: np.ndarray, tokenizer: Tokenizer, max_text: int) -> None:
+    """Refuse captions that the model cannot hold: cutting them off would train another task in silence."""
+    ends = decoded.caption_ends
+    sizes = np.diff(ends, prepend=0)[rows]  # bytes, never fewer than tokens
+    for row in rows[sizes + 1 > max_text]:
+        length = tokenizer.length(decoded.caption(int(row))) + 1
+        if length > max_text:
+            raise UserError(
+                f"row {row + 1}: its caption takes {length} positions, the model has {max_text} for text; "
+                f"set model.positions to at least {length + 1} more than its image tokens, or shorten the caption"
+            )

@@ -1,0 +1,59 @@
+"""Which rows train and which validate, so that no picture stands on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from vlm.data.cache import DecodedRows
+
+
+def split_rows(rows: DecodedRows, val_fraction: float, split_by: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(training rows, validation rows): two sorted arrays of row numbers, bad rows in neither.
+
+    Rows that share a picture (with ``split_by="caption"`` also those that share a caption) form a group; whole groups
+    go to one side. Groups are ordered by a hash of their picture and ``seed``, never by their place in the file, and the
+    first ones that make up ``val_fraction`` of the groups validate: at least one group on each side where there are two.
+    """
+    usable = np.setdiff1d(np.arange(len(rows)), np.fromiter(rows.bad, np.int64, len(rows.bad)))
+    if not val_fraction:
+        return usable, usable[:0]
+    groups = _groups(rows, usable, by_caption=split_by == "caption")
+    _, first = np.unique(groups, return_index=True)
+    names = [_order(rows, int(usable[i]), split_by, seed) for i in first]
+    count = len(names)
+    n_val = min(max(round(val_fraction * count), 1), count - 1)
+    chosen = np.argsort(np.array(names))[:n_val]
+    validates = np.isin(groups, chosen)
+    return usable[~validates], usable[validates]
+
+
+def _order(rows: DecodedRows, row: int, split_by: str, seed: int) -> bytes:
+    what = rows.caption(row).encode() if split_by == "caption" else rows.picture_ids[row].tobytes()
+    return hashlib.blake2b(what, digest_size=16, key=str(seed).encode()).hexdigest().encode()
+
+
+def _groups(rows: DecodedRows, usable: np.ndarray, by_caption: bool) -> np.ndarray:
+    """A group number from 0 for each of ``usable``."""
+    _, by_picture = np.unique(rows.picture_ids[usable], return_inverse=True)
+    if not by_caption:
+        return by_picture
+    captions = np.array([hashlib.blake2b(rows.caption(int(r)).encode(), digest_size=16).digest() for r in usable], "V16")
+    _, by_text = np.unique(captions, return_inverse=True)
+    return _connected(by_picture, by_text)
+
+
+def _connected(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Components of the rows when those that share a value in ``a`` or in ``b`` belong together."""
+    groups = a
+    while True:  # each round hands the smallest number on by one more link; real data has chains of one or two
+        smallest = np.full(b.max() + 1, len(groups))
+        np.minimum.at(smallest, b, groups)
+        linked = smallest[b]
+        smallest = np.full(a.max() + 1, len(groups))
+        np.minimum.at(smallest, a, linked)
+        linked = smallest[a]
+        if np.array_equal(linked, groups):
+            return np.unique(groups, return_inverse=True)[1]
+        groups = linked

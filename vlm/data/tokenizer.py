@@ -1,0 +1,104 @@
+"""Captions to tokens and back. Four special tokens come first in every vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+PAD, BEGIN, END, UNKNOWN = range(4)
+N_SPECIAL = 4
+
+
+class Tokenizer(Protocol):
+    """Text to token ids. ``encode`` adds no special tokens; the begin and end tokens are the data's business."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, the special ones included."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """``(length,) int64``."""
+
+    def length(self, text: str) -> int:
+        """``len(encode(text))``, sooner."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ``tokens``; special tokens have none."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``from_json`` needs to make it again."""
+
+
+class CharTokenizer:
+    """One token a character (Unicode code point) of the training captions."""
+
+    def __init__(self, characters: str) -> None:
+        """``characters``: at least one, each once, in code point order."""
+        self.characters = characters
+        self._codes = _code_points(characters)
+
+    @staticmethod
+    def of(captions: Iterable[str]) -> CharTokenizer:
+        """The tokenizer of all characters in ``captions``, in code point order."""
+        seen: set[str] = set()
+        for caption in captions:
+            seen.update(caption)
+        return CharTokenizer("".join(sorted(seen)))
+
+    @property
+    def vocab_size(self) -> int:
+        """Characters plus special tokens."""
+        return len(self.characters) + N_SPECIAL
+
+    def encode(self, text: str) -> np.ndarray:
+        """Characters that were in no training caption become UNKNOWN."""
+        codes = _code_points(text)
+        place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
+        return np.where(self._codes[place] == codes, place + N_SPECIAL, UNKNOWN)
+
+    def length(self, text: str) -> int:
+        """Characters of ``text``."""
+        return len(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """UNKNOWN reads as U+FFFD, the other special tokens as nothing."""
+        texts = ("\ufffd" if t == UNKNOWN else self.characters[t - N_SPECIAL] if t >= N_SPECIAL else "" for t in tokens)
+        return "".join(texts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Kind and characters."""
+        return {"kind": "char", "characters": self.characters}
+
+
+class ByteTokenizer:
+    """One token a byte of UTF-8: any text can be written, none is unknown."""
+
+    vocab_size = 256 + N_SPECIAL
+
+    def encode(self, text: str) -> np.ndarray:
+        """The bytes of ``text``, shifted behind the special tokens."""
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int64) + N_SPECIAL
+
+    def length(self, text: str) -> int:
+        """Bytes of ``text``."""
+        return len(text.encode())
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Bytes that are no UTF-8 read as U+FFFD."""
+        return bytes(t - N_SPECIAL for t in tokens if t >= N_SPECIAL).decode(errors="replace")
+
+    def to_json(self) -> dict[str, Any]:
+        """Kind alone."""
+        return {"kind": "byte"}
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+def tokenizer_from_json(values: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that ``to_json`` described."""
+    return CharTokenizer(values["characters"]) if values["kind"] == "char" else ByteTokenizer()
+

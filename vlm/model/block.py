@@ -1,0 +1,88 @@
+"""The transformer block of both towers, with fused projections and scaled dot product attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of the positions that one attention layer has seen: generation computes each position once."""
+
+    keys: torch.Tensor
+    """``(B, heads, room, head) ``; filled up to ``length``."""
+    values: torch.Tensor
+    length: int = 0
+
+    @staticmethod
+    def empty(batch: int, heads: int, room: int, head_size: int, like: torch.Tensor) -> KeyValueCache:
+        """Room for ``room`` positions."""
+        shape = (batch, heads, room, head_size)
+        return KeyValueCache(like.new_empty(shape), like.new_empty(shape))
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add positions ``(B, heads, n, head)``; returns all so far."""
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, queries, keys and values in one matrix multiplication."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.causal = causal
+        self.scale = scale
+        self.dropout = dropout
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor, queries: int | None = None, cache: KeyValueCache | None = None) -> torch.Tensor:
+        """Attend from the first ``queries`` positions (None: from all) of ``x: (B, T, C)`` to all of them."""
+        batch, length, width = x.shape
+        if queries is None:
+            q, k, v = (self._heads(part) for part in self.qkv(x).split(width, dim=-1))
+        else:  # the other positions' queries would be thrown away
+            weight_q, weight_kv = self.qkv.weight.split((width, 2 * width))
+            q = self._heads(F.linear(x[:, :queries], weight_q))
+            k, v = (self._heads(part) for part in F.linear(x, weight_kv).split(width, dim=-1))
+        masked = self.causal and length > 1
+        if cache is not None:
+            k, v = cache.append(k, v)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=masked, scale=self.scale)
+        y = self.proj(y.transpose(1, 2).reshape(batch, -1, width))
+        return F.dropout(y, self.dropout, self.training)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, T, C)`` as ``(B, heads, T, C / heads)``."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward net of four times the width, each behind a layer norm."""
+
+    def __init__(
+        self, width: int, heads: int, *, causal: bool, norm_residual: bool, score_scale: str, dropout: float
+    ) -> None:
+        super().__init__()
+        scale = (width if score_scale == "width" else width // heads) ** -0.5
+        self.norm_residual = norm_residual
+        self.ln1 = nn.LayerNorm(width)
+        self.attn = SelfAttention(width, heads, causal=causal, scale=scale, dropout=dropout)
+        self.ln2 = nn.LayerNorm(width)
+        self.ffn = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: torch.Tensor, queries: int | None = None, cache: KeyValueCache | None = None) -> torch.Tensor:
+        """``x: (B, T, C)`` to ``(B, queries or T, C)``."""
+        x = x[:, :queries] + self.attn(self.ln1(x), queries, cache)
+        normed = self.ln2(x)
+        return (normed if self.norm_residual else x) + self.ffn(normed)

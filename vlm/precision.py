@@ -1,0 +1,34 @@
+"""Mixed precision behind one object: autocast for the forward pass, loss scaling where fp16 needs it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from launcher.runtime.errors import UserError
+from vlm.config import PrecisionConfig
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """Arithmetic of one run on one device; weights, gradients and optimizer state stay fp32."""
+
+    def __init__(self, config: PrecisionConfig, device: str) -> None:
+        self._dtype = _DTYPES.get(config.kind)
+        self._device_type = device.partition(":")[0]
+        on_gpu = self._device_type == "cuda"
+        if config.kind == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError("precision=bf16: planned for a GPU that has bf16, and this one has not")
+        self.scaler = torch.amp.GradScaler(
+            self._device_type,
+            init_scale=config.init_scale,
+            growth_interval=config.growth_interval,
+            enabled=config.kind == "fp16",
+        )
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Around the forward pass."""
+        return nullcontext() if self._dtype is None else torch.autocast(self._device_type, self._dtype)

@@ -1,0 +1,34 @@
+"""What the launcher calls: ``train(session)``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from launcher.runtime.session import Session
+from vlm.config import TrainConfig
+from vlm.data.dataset import open_data
+from vlm.trainer import Trainer
+from vlm.validation import exact_match, write_captions
+
+_SCORED = 256
+"""Most validation pictures captioned for the summary; ``python -m vlm evaluate`` takes them all."""
+
+
+def train(session: Session) -> dict[str, Any]:
+    """Train the vision-language model; returns what the summary says beyond the session's own numbers."""
+    config: TrainConfig = session.config
+    if config.trainer.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    trainer = Trainer(session, open_data(config))
+    trainer.run()
+    if session.stopping or not session.world.is_main:
+        return {}
+    extra: dict[str, Any] = {"parameters": sum(p.numel() for p in trainer.model.parameters())}
+    rows, data = trainer.data.val[:_SCORED], trainer.data
+    if len(rows) and config.trainer.captions:
+        pairs = write_captions(trainer.model, data.rows, rows, config.trainer.val_batch_size, session.world.device)
+        extra["val_exact_match"] = exact_match(pairs)
+    return extra

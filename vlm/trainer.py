@@ -1,0 +1,206 @@
+"""The training loop: a client of the session and nothing more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from launcher.runtime.distributed import sum_over_ranks
+from launcher.runtime.session import Session
+from launcher.runtime.tables import StepTable
+from vlm.config import TrainConfig
+from vlm.data.dataset import CaptionData
+from vlm.data.loader import StepData, StepDataset, steps_from
+from vlm.data.order import share
+from vlm.model.vlm import VisionLanguageModel, token_loss_sum
+from vlm.optim import lr_share, make_optimizer
+from vlm.precision import Precision
+from vlm.timing import StepTimer
+from vlm.validation import contact_sheet, mean_loss, write_captions
+from vlm.watch import LossWatch
+
+
+class Trainer:
+    """One run's model, optimizer and data, and the loop over them."""
+
+    def __init__(self, session: Session, data: CaptionData) -> None:
+        self.session = session
+        self.config: TrainConfig = session.config
+        self.world = session.world
+        self.data = data
+        torch.manual_seed(self.config.trainer.seed)
+        self.model = VisionLanguageModel(self.config.model, data.tokenizer.vocab_size, self.config.data.normalize)
+        self.model.to(self.world.device)
+        self.optimizer = make_optimizer(self.model, self.config.optim)
+        self.precision = Precision(self.config.precision, self.world.device)
+        self.steps = StepDataset(data, self.config, self.world)
+        self.total_steps = self.config.trainer.max_steps or (self.config.trainer.epochs or 0) * self.steps.order.steps_per_epoch
+        self.timer = StepTimer(self.world.device)
+        self.watch = LossWatch(self.world.device)
+        self._forward = self._wrapped()
+        torch.manual_seed(self.config.trainer.seed + 1 + self.world.rank)  # each rank drops other units
+
+    def run(self) -> None:
+        """Train from the last checkpoint, or from the start, to the last step or until the session says stop."""
+        self.session.expect(self.total_steps)
+        step = self._restore()
+        with self._sample_log(step) as samples:
+            began, seen = time.perf_counter(), 0
+            for data in self._stream(step):
+                loss = self.train_step(step, data)
+                samples(step)
+                step += 1
+                seen += data.n_samples
+                self.watch.add(step, loss)
+                values: dict[str, Any] = {}
+                metric = None
+                if self._due(step, self.config.trainer.log_every):
+                    values |= self._training_values(step, data, loss)
+                    values["train/samples_per_s"] = seen / (time.perf_counter() - began)
+                if self._due(step, self.config.trainer.val_every):
+                    metric = self._validate(values)
+                self.session.log(values, step)
+                stop = self.session.should_stop()
+                self.watch.settle()
+                self.session.save(self._state(step), metric)
+                if values:  # what was just logged, validated or saved is no training time
+                    began, seen = time.perf_counter(), 0
+                if stop:
+                    return
+
+    def train_step(self, step: int, data: StepData) -> torch.Tensor:
+        """One optimizer step (``step`` counts from 0); returns the global batch's loss, nats per target token."""
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.optim.lr * lr_share(step, self.total_steps, self.config.schedule)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.world.device)
+        for i, micro in enumerate(data.micro_batches):
+            last = i + 1 == len(data.micro_batches)
+            with nullcontext() if last else self._no_sync():
+                loss += self._forward_backward(micro, data.n_targets)
+        with self.timer.phase("optimizer"):
+            self._update()
+        self.timer.step_done()
+        return sum_over_ranks(loss)
+
+    def _forward_backward(self, micro: Any, n_targets: int) -> torch.Tensor:
+        """This micro-batch's part of the loss; its gradient is added up."""
+        batch = micro.to(self.world.device)
+        with self.timer.phase("forward"):
+            with self.precision.autocast():
+                logits = self._forward(batch.images, batch.inputs)
+            loss = token_loss_sum(logits, batch.targets) / n_targets
+        with self.timer.phase("backward"):
+            # DDP averages gradients over ranks; the loss of the global batch is their sum.
+            self.precision.scaler.scale(loss * self.world.size).backward()
+        return loss.detach()
+
+    def _update(self) -> None:
+        scaler, clip = self.precision.scaler, self.config.trainer.grad_clip
+        if clip:
+            scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        scaler.step(self.optimizer)
+        scaler.update()
+
+    def _wrapped(self) -> Any:
+        """The model as the step calls it: over all ranks, and compiled if asked for. Its weights stay ``self.model``'s."""
+        model: Any = self.model
+        if self.world.size > 1:
+            model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        if self.config.trainer.compile:
+            model = torch.compile(model)
+        return model
+
+    def _no_sync(self) -> AbstractContextManager[Any]:
+        """Gradients of all but the last micro-batch stay on their rank."""
+        return self._forward.no_sync() if self.world.size > 1 else nullcontext()
+
+    def _stream(self, start: int) -> Iterator[StepData]:
+        pin = self.world.device.startswith("cuda")
+        stream = steps_from(self.steps, start, self.total_steps, self.config.data.workers, pin)
+        while True:
+            with self.timer.phase("data"):
+                data = next(stream, None)
+            if data is None:
+                return
+            yield data
+
+    def _due(self, step: int, every: int | None) -> bool:
+        return step == self.total_steps or (every is not None and step % every == 0)
+
+    def _training_values(self, step: int, data: StepData, loss: torch.Tensor) -> dict[str, Any]:
+        times = {f"time/{phase}": seconds for phase, seconds in self.timer.means().items()}
+        lr = self.optimizer.param_groups[0]["lr"]
+        epoch = step / self.steps.order.steps_per_epoch
+        values = {"train/loss": float(loss), "train/lr": lr, "train/epoch": epoch, **times}
+        if self.precision.scaler.is_enabled():
+            values["train/loss_scale"] = self.precision.scaler.get_scale()
+        return values
+
+    def _validate(self, values: dict[str, Any]) -> float | None:
+        """Add what validation finds to ``values``; returns the validation loss, None without validation rows."""
+        trainer = self.config.trainer
+        loss = None
+        if len(self.data.val):
+            chosen = self.data.val[: trainer.val_batches and trainer.val_batches * trainer.val_batch_size]
+            args = (trainer.val_batch_size, self.world, self.precision)
+            loss = values["val/loss"] = mean_loss(self.model, self.data.rows, chosen, *args)
+        if trainer.captions and self.world.is_main:
+            values["samples/captions"] = self._caption_sheet(trainer.captions)
+        return loss
+
+    def _caption_sheet(self, count: int) -> np.ndarray:
+        rows = (self.data.val if len(self.data.val) else self.data.train)[:count]
+        pairs = write_captions(self.model, self.data.rows, rows, count, self.world.device)
+        return contact_sheet(self.data.rows.decoded.images[rows], pairs)
+
+    def _state(self, step: int) -> dict[str, Any]:
+        return {
+            "step": step,
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "scaler": self.precision.scaler,
+            "tokenizer": self.data.tokenizer.to_json(),
+        }
+
+    def _restore(self) -> int:
+        """Steps done so far."""
+        saved = self.session.restore()
+        if saved is None:
+            return 0
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.precision.scaler.load_state_dict(saved["scaler"])
+        return int(saved["step"])
+
+    def _sample_log(self, step: int) -> Any:
+        return _SampleLog(self, step)
+
+
+class _SampleLog(ExitStack):
+    """``samples.csv``: which rank trained on which row in which step; written by rank 0, which can compute it all."""
+
+    def __init__(self, trainer: Trainer, step: int) -> None:
+        super().__init__()
+        self._trainer = trainer
+        self._table: StepTable | None = None
+        if trainer.config.trainer.log_samples and trainer.world.is_main:
+            self._table = StepTable(trainer.session.rundir.samples, ["step", "rank", "sample_id"], step)
+            self.callback(self._table.close)
+
+    def __call__(self, step: int) -> None:
+        """Add the samples of ``step`` (from 0; the file counts from 1)."""
+        if self._table is None:
+            return
+        world, batch = self._trainer.world, self._trainer.steps.order.batch(step)
+        for rank in range(world.size):
+            mine = share(batch, rank, world.size, None)[0]
+            self._table.add([step + 1, rank, int(row)] for row in mine)

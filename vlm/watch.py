@@ -1,0 +1,48 @@
+"""The non-finite guard: every step's loss is looked at, without waiting for the GPU to compute it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+
+from launcher.runtime.errors import TrainingFailed
+
+
+class LossWatch:
+    """Looks at losses as they arrive: at once on a CPU, a step or two later on a GPU."""
+
+    def __init__(self, device: str) -> None:
+        self._on_gpu = device.startswith("cuda")
+        self._pending: deque[tuple[int, torch.Tensor, torch.cuda.Event | None]] = deque()
+
+    def add(self, step: int, loss: torch.Tensor) -> None:
+        """Watch the scalar ``loss`` of ``step``.
+
+        Raises:
+            TrainingFailed: an earlier loss, or on a CPU this one, is not finite.
+        """
+        if not self._on_gpu:
+            _check(step, loss)
+            return
+        copy = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._pending.append((step, copy, event))
+        while self._pending and (event := self._pending[0][2]) is not None and event.query():
+            _check(*self._pending.popleft()[:2])
+
+    def settle(self) -> None:
+        """Wait for and look at all losses so far: before a checkpoint, so that none is saved behind a bad step."""
+        if self._pending:
+            torch.cuda.synchronize()
+        while self._pending:
+            _check(*self._pending.popleft()[:2])
+
+
+def _check(step: int, loss: torch.Tensor) -> None:
+    if not bool(torch.isfinite(loss)):
+        raise TrainingFailed(
+            f"step {step}: the loss is {float(loss)}; lower optim.lr, lengthen schedule.warmup_steps, set "
+            "trainer.grad_clip, or look at the samples of that step (trainer.log_samples=true)"
+        )
