@@ -43,8 +43,7 @@ def write_captions(
     for part in _parts(chosen, batch_size):
         batch = rows.batch(part).to(device)
         # As long as the longest true caption and a little: an untrained model would never end by itself.
-        tokens = generate(model, batch.images, max_tokens=batch.targets.shape[1] + 8)
-        written = [rows.tokenizer.decode(t) for t in tokens]
+        written = generate(model, rows.tokenizer, batch.images, max_tokens=batch.targets.shape[1] + 8)
         pairs += zip((rows.decoded.caption(int(row)) for row in part), written, strict=True)
     return pairs
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+
+from launcher.runtime.errors import UserError
 
 PAD, BEGIN, END, UNKNOWN = range(4)
 N_SPECIAL = 4
@@ -13,6 +15,14 @@ N_SPECIAL = 4
 
 class Tokenizer(Protocol):
     """Text to token ids. ``encode`` adds no special tokens; the begin and end tokens are the data's business."""
+
+    end: int
+    """Token behind which a caption is over."""
+    unwritten: list[int]
+    """Tokens that are never written."""
+
+    def start(self, prompt: str) -> np.ndarray:
+        """``(n,) int64``, n > 0: what the model reads before the first token that it writes."""
 
     @property
     def vocab_size(self) -> int:
@@ -31,7 +41,18 @@ class Tokenizer(Protocol):
         """What ``from_json`` needs to make it again."""
 
 
-class CharTokenizer:
+class _Specials:
+    """The special tokens of captions that begin with BEGIN and stop with END."""
+
+    end = END
+    unwritten: ClassVar[list[int]] = [PAD, BEGIN]
+
+    def start(self: Tokenizer, prompt: str) -> np.ndarray:
+        """The begin token and the prompt."""
+        return np.concatenate([[BEGIN], self.encode(prompt)])
+
+
+class CharTokenizer(_Specials):
     """One token a character (Unicode code point) of the training captions."""
 
     def __init__(self, characters: str) -> None:
@@ -72,7 +93,7 @@ class CharTokenizer:
         return {"kind": "char", "characters": self.characters}
 
 
-class ByteTokenizer:
+class ByteTokenizer(_Specials):
     """One token a byte of UTF-8: any text can be written, none is unknown."""
 
     vocab_size = 256 + N_SPECIAL
@@ -94,11 +115,61 @@ class ByteTokenizer:
         return {"kind": "byte"}
 
 
+class SeedTokenizer:
+    """What the seeds trained with: characters from 0 in code point order, ``<pad>`` behind them, no begin, no end."""
+
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+        self.end = len(characters)
+        self.unwritten: list[int] = []
+
+    @property
+    def vocab_size(self) -> int:
+        """Characters and ``<pad>``."""
+        return len(self.characters) + 1
+
+    def start(self, prompt: str) -> np.ndarray:
+        """The prompt alone.
+
+        Raises:
+            UserError: it is empty; a seed's model has no token to begin with.
+        """
+        if not prompt:
+            raise UserError("a converted seed has no begin token: give the caption's first letters with --prompt")
+        return self.encode(prompt)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Places of the characters.
+
+        Raises:
+            UserError: a character is none of the model's.
+        """
+        unknown = sorted(set(text) - set(self.characters))
+        if unknown:
+            raise UserError(f"{text!r}: the model does not know {''.join(unknown)!r}")
+        return np.array([self.characters.index(c) for c in text], np.int64)
+
+    def length(self, text: str) -> int:
+        """Characters of ``text``."""
+        return len(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Padding reads as nothing."""
+        return "".join(self.characters[t] for t in tokens if t < len(self.characters))
+
+    def to_json(self) -> dict[str, Any]:
+        """Kind and characters."""
+        return {"kind": "seed", "characters": self.characters}
+
+
 def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
 def tokenizer_from_json(values: dict[str, Any]) -> Tokenizer:
     """The tokenizer that ``to_json`` described."""
-    return CharTokenizer(values["characters"]) if values["kind"] == "char" else ByteTokenizer()
+    if values["kind"] == "byte":
+        return ByteTokenizer()
+    kinds = {"char": CharTokenizer, "seed": SeedTokenizer}
+    return kinds[values["kind"]](values["characters"])
 

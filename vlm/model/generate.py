@@ -4,61 +4,62 @@ from __future__ import annotations
 
 import torch
 
-from vlm.data.tokenizer import BEGIN, END, PAD, Tokenizer
+from launcher.runtime.errors import UserError
+from vlm.data.tokenizer import Tokenizer
 from vlm.model.vlm import VisionLanguageModel
 
 
 @torch.inference_mode()
 def generate(
     model: VisionLanguageModel,
+    tokenizer: Tokenizer,
     images: torch.Tensor,
-    max_tokens: int,
     *,
+    max_tokens: int | None = None,
+    prompt: str = "",
     temperature: float = 0.0,
     top_k: int | None = None,
-    prompt: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> list[list[int]]:
-    """Tokens that follow each of ``images: (B, 3, H, W) uint8``, up to the end token or ``max_tokens``.
+) -> list[str]:
+    """A caption for each of ``images: (B, 3, H, W) uint8``, up to the end token.
 
     Args:
+        max_tokens: write at most so many; None: as many as the model has positions.
+        prompt: every caption begins with it.
         temperature: 0 takes the likeliest token each time; above, tokens are drawn from the softened distribution.
         top_k: draw among the k likeliest only.
-        prompt: ``(P,) int64``: tokens that every caption begins with; they are part of the result.
     """
     was_training = model.training
     model.eval()
     decoder, config = model.decoder, model.config
     picture = model.picture(images)
-    begin = torch.tensor([BEGIN], device=images.device)
-    text = begin if prompt is None else torch.cat([begin, prompt.to(images.device)])
-    steps = min(max_tokens, config.max_text - len(text) + 1)
-    caches = decoder.caches(len(images), config.n_image_tokens + len(text) + max(steps, 1), picture)
-    x = torch.cat([picture, decoder.tokens(text).expand(len(images), -1, -1).to(picture.dtype)], dim=1)
-    written = [text[1:].expand(len(images), -1)]
+    start = torch.from_numpy(tokenizer.start(prompt)).to(images.device)
+    room = config.max_text - len(start) + 1  # the last token written is never read
+    if room < 1:
+        raise UserError(f"--prompt: {len(start)} tokens, the model reads at most {config.max_text}")
+    steps = room if max_tokens is None else min(max_tokens, room)
+    caches = decoder.caches(len(images), config.n_image_tokens + len(start) + steps, picture)
+    x = torch.cat([picture, decoder.tokens(start).expand(len(images), -1, -1).to(picture.dtype)], dim=1)
+    written: list[torch.Tensor] = []
     ended = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     for _ in range(steps):
-        token = _next(decoder.extend(x, caches).float(), temperature, top_k, generator)
-        token = token.masked_fill(ended, PAD)
-        ended |= token == END
-        written.append(token[:, None])
+        logits = decoder.extend(x, caches).float()
+        logits[:, tokenizer.unwritten] = -torch.inf
+        token = _next(logits, temperature, top_k, generator).masked_fill(ended, tokenizer.end)
+        ended |= token == tokenizer.end
+        written.append(token)
         if bool(ended.all()):
             break
         x = decoder.tokens(token)[:, None].to(picture.dtype)
     model.train(was_training)
-    return [_until_end(row) for row in torch.cat(written, dim=1).tolist()]
-
-
-def captions(model: VisionLanguageModel, images: torch.Tensor, tokenizer: Tokenizer) -> list[str]:
-    """The likeliest caption, token by token (greedy), of each of ``images: (B, 3, H, W) uint8``."""
-    return [tokenizer.decode(tokens) for tokens in generate(model, images, model.config.max_text)]
+    rows = torch.stack(written, dim=1).tolist() if written else [[] for _ in images]
+    return [prompt + tokenizer.decode(_until(tokenizer.end, row)) for row in rows]
 
 
 def _next(
     logits: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
 ) -> torch.Tensor:
-    """A token for each row of ``logits: (B, V)``; padding and the begin token are never written."""
-    logits[:, [PAD, BEGIN]] = -torch.inf
+    """A token for each row of ``logits: (B, V)``."""
     if not temperature:
         return logits.argmax(dim=-1)
     if top_k is not None:
@@ -67,5 +68,5 @@ def _next(
     return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)[:, 0]
 
 
-def _until_end(tokens: list[int]) -> list[int]:
-    return tokens[: tokens.index(END)] if END in tokens else tokens
+def _until(end: int, tokens: list[int]) -> list[int]:
+    return tokens[: tokens.index(end)] if end in tokens else tokens
