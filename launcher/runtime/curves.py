@@ -18,9 +18,9 @@ def draw_curves(rundir: RunDir) -> None:
     losses = {name: series[name] for name in ("train/loss", "val/loss") if name in series}
     times = {name.removeprefix("time/"): points for name, points in series.items() if name.startswith("time/")}
     if losses:
-        _draw(rundir.loss_curve, losses, "loss [nats per target token]", f"Loss of {rundir.path.name}")
+        _draw(rundir.loss_curve, losses, "loss [nats per target token]", f"Loss of {rundir.path.name}", log=_wide(losses))
     if times:
-        _draw(rundir.timing_curve, times, "seconds a step", f"Where a step's time went, {rundir.path.name}", log=True)
+        _draw(rundir.timing_curve, times, "seconds a step", f"Where a step's time went, {rundir.path.name}", log=_wide(times))
 
 
 def read_series(metrics: Path) -> Series:
@@ -34,6 +34,12 @@ def read_series(metrics: Path) -> Series:
     return dict(series)
 
 
+def _wide(series: Series) -> bool:
+    """Whether values span so much that a linear axis would show a flat line."""
+    values = [v for _, points in series.values() for v in points]
+    return min(values) > 0 and max(values) > 20 * min(values)
+
+
 def _draw(path: Path, series: Series, unit: str, title: str, log: bool = False) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no display, no global state
     from matplotlib.figure import Figure
@@ -43,7 +49,7 @@ def _draw(path: Path, series: Series, unit: str, title: str, log: bool = False) 
     axes = figure.add_subplot(xlabel="optimizer step", ylabel=unit, title=title)
     for name, (steps, values) in series.items():
         axes.plot(steps, values, label=name, marker="o" if len(steps) < 40 else None, markersize=3)
-    if log and all(v > 0 for _, values in series.values() for v in values):
+    if log:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend()

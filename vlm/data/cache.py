@@ -26,7 +26,7 @@ from vlm.data.row import BadRow, Row, read_row
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 64
 
 
@@ -38,10 +38,12 @@ class DecodedRows:
     """``(rows, 3, size, size) uint8``, memory-mapped."""
     picture_ids: np.ndarray
     """``(rows,) V16``: equal where the pictures are equal."""
-    caption_bytes: np.ndarray
-    """All captions in UTF-8, one after the other, memory-mapped ``uint8``."""
+    caption_bytes: memoryview
+    """All captions in UTF-8, one after the other, memory-mapped."""
     caption_ends: np.ndarray
     """``(rows,) int64``: where each caption ends in ``caption_bytes``."""
+    caption_chars: np.ndarray
+    """``(rows,) int64``: characters of each caption."""
     bad: dict[int, str]
     """Row number (from 0) to the reason why it cannot be used."""
 
@@ -50,8 +52,18 @@ class DecodedRows:
 
     def caption(self, row: int) -> str:
         """The caption of a row."""
-        start = int(self.caption_ends[row - 1]) if row else 0
-        return self.caption_bytes[start : int(self.caption_ends[row])].tobytes().decode()
+        return self.captions(np.array([row]))
+
+    def captions(self, rows: np.ndarray) -> str:
+        """The captions of ``rows``, one behind the other."""
+        ends = self.caption_ends[rows].tolist()
+        starts = np.where(rows > 0, self.caption_ends[rows - 1], 0).tolist()
+        data = self.caption_bytes
+        return b"".join([data[start:end] for start, end in zip(starts, ends, strict=True)]).decode()
+
+    def caption_sizes(self, rows: np.ndarray) -> np.ndarray:
+        """Bytes of the captions of ``rows``."""
+        return self.caption_ends[rows] - np.where(rows > 0, self.caption_ends[rows - 1], 0)
 
 
 def open_decoded(
@@ -87,14 +99,19 @@ def _bad_row(path: Path, row: int, reason: str) -> UserError:
 
 def _open(folder: Path, rows: int, size: int) -> DecodedRows:
     found = json.loads((folder / "rows.json").read_text())
-    captions = folder / "captions.u8"
     return DecodedRows(
-        images=np.memmap(folder / "images.u8", np.uint8, "r", shape=(rows, 3, size, size)),
-        picture_ids=np.memmap(folder / "picture_ids.v16", "V16", "r"),
-        caption_bytes=np.memmap(captions, np.uint8, "r") if captions.stat().st_size else np.empty(0, np.uint8),
-        caption_ends=np.memmap(folder / "caption_ends.i64", np.int64, "r"),
+        images=_mapped(folder / "images.u8", "uint8").reshape(rows, 3, size, size),
+        picture_ids=_mapped(folder / "picture_ids.v16", "V16"),
+        caption_bytes=_mapped(folder / "captions.u8", "uint8").data,
+        caption_ends=_mapped(folder / "caption_ends.i64", "int64"),
+        caption_chars=_mapped(folder / "caption_chars.i64", "int64"),
         bad={int(row): reason for row, reason in found["bad"].items()},
     )
+
+
+def _mapped(path: Path, kind: str) -> np.ndarray:
+    """A file as an array that is read where it is touched (a plain ndarray: memmap's own slicing is slow)."""
+    return np.asarray(np.memmap(path, kind, "r")) if path.stat().st_size else np.empty(0, kind)
 
 
 def _build(index: CsvIndex, image_column: str, caption_column: str, size: int, on_error: str, folder: Path) -> None:
@@ -109,6 +126,7 @@ def _build(index: CsvIndex, image_column: str, caption_column: str, size: int, o
             (aside / "picture_ids.v16").open("wb") as ids,
             (aside / "captions.u8").open("wb") as captions,
             (aside / "caption_ends.i64").open("wb") as ends,
+            (aside / "caption_chars.i64").open("wb") as chars,
         ):
             for number, row in enumerate(_rows(index, columns, size)):
                 if isinstance(row, BadRow):
@@ -122,6 +140,7 @@ def _build(index: CsvIndex, image_column: str, caption_column: str, size: int, o
                 ids.write(row.picture_id)
                 captions.write(text)
                 ends.write(np.int64(end).tobytes())
+                chars.write(np.int64(len(row.caption)).tobytes())
         (aside / "rows.json").write_text(json.dumps({"bad": bad}))
         aside.rename(folder)
     except OSError as error:

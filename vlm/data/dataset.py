@@ -56,21 +56,26 @@ class CaptionRows:
 
     def batch(self, rows: np.ndarray, images: np.ndarray | None = None) -> Batch:
         """The samples ``rows``; with ``images`` (augmented ones) in place of their own pictures."""
-        tokens = [self.tokenizer.encode(self.decoded.caption(int(row))) for row in rows]
-        longest = 1 + max((len(t) for t in tokens), default=0)
-        inputs = np.full((len(rows), longest), PAD, np.int64)
-        targets = np.full((len(rows), longest), IGNORE, np.int64)
+        lengths = self.lengths(rows)
+        tokens = self.tokenizer.encode(self.decoded.captions(rows))
+        places = np.arange(lengths.max(initial=0) + 1)
+        inside = places[:-1] < lengths[:, None]
+        inputs = np.full((len(rows), len(places)), PAD, np.int64)
+        targets = np.full(inputs.shape, IGNORE, np.int64)
         inputs[:, 0] = BEGIN
-        for i, t in enumerate(tokens):
-            inputs[i, 1 : len(t) + 1] = t
-            targets[i, : len(t)] = t
-            targets[i, len(t)] = END
+        inputs[:, 1:][inside] = tokens
+        targets[:, :-1][inside] = tokens
+        targets[np.arange(len(rows)), lengths] = END
         pixels = self.decoded.images[rows] if images is None else images
         return Batch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (pixels, inputs, targets, rows)))
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of the captions of ``rows``, the end token not counted."""
+        return self.tokenizer.lengths(self.decoded.caption_chars[rows], self.decoded.caption_sizes(rows))
+
     def n_targets(self, rows: np.ndarray) -> int:
         """Target tokens of the samples ``rows``: their captions' tokens and an end token each."""
-        return int(sum(self.tokenizer.length(self.decoded.caption(int(row))) + 1 for row in rows))
+        return int(self.lengths(rows).sum()) + len(rows)
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,9 @@ def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Captio
             f"{len(train)} rows to train on, {len(val)} to validate"
         )
     tokenizer = tokenizer or _tokenizer(config.tokenizer, decoded, train)
-    _check_lengths(decoded, np.concatenate([train, val]), tokenizer, config.model.max_text)
-    return CaptionData(CaptionRows(decoded, tokenizer), train, val, tokenizer)
+    rows = CaptionRows(decoded, tokenizer)
+    _check_lengths(rows, np.concatenate([train, val]), config.model.max_text)
+    return CaptionData(rows, train, val, tokenizer)
 
 
 def open_unseen_pairs(data: ShapesData, img_size: int, tokenizer: Tokenizer) -> CaptionRows | None:
@@ -132,14 +138,12 @@ def _tokenizer(config: TokenizerConfig, decoded: DecodedRows, train: np.ndarray)
     return CharTokenizer.of(decoded.caption(int(row)) for row in train)
 
 
-def _check_lengths(decoded: DecodedRows, rows: np.ndarray, tokenizer: Tokenizer, max_text: int) -> None:
+def _check_lengths(rows: CaptionRows, chosen: np.ndarray, max_text: int) -> None:
     """Refuse captions that the model cannot hold: cutting them off would train another task in silence."""
-    ends = decoded.caption_ends
-    sizes = np.diff(ends, prepend=0)[rows]  # bytes, never fewer than tokens
-    for row in rows[sizes + 1 > max_text]:
-        length = tokenizer.length(decoded.caption(int(row))) + 1
-        if length > max_text:
-            raise UserError(
-                f"row {row + 1}: its caption takes {length} positions, the model has {max_text} for text; "
-                f"set model.positions to at least {length + 1} more than its image tokens, or shorten the caption"
-            )
+    positions = rows.lengths(chosen) + 1
+    longest = int(positions.argmax())
+    if positions[longest] > max_text:
+        raise UserError(
+            f"row {chosen[longest] + 1}: its caption takes {positions[longest]} positions, the model has {max_text} "
+            f"for text; raise model.positions by at least {positions[longest] - max_text}, or shorten the caption"
+        )

@@ -29,10 +29,10 @@ class Tokenizer(Protocol):
         """Number of tokens, the special ones included."""
 
     def encode(self, text: str) -> np.ndarray:
-        """``(length,) int64``."""
+        """``(length,) int64``. The tokens of two texts are those of the two joined."""
 
-    def length(self, text: str) -> int:
-        """``len(encode(text))``, sooner."""
+    def lengths(self, chars: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Tokens of texts of so many characters and UTF-8 bytes."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``; special tokens have none."""
@@ -58,7 +58,9 @@ class CharTokenizer(_Specials):
     def __init__(self, characters: str) -> None:
         """``characters``: at least one, each once, in code point order."""
         self.characters = characters
-        self._codes = _code_points(characters)
+        codes = _code_points(characters)
+        self._ids = np.full(int(codes.max()) + 2, UNKNOWN, np.int64)  # by code point; one more for those beyond
+        self._ids[codes] = np.arange(len(codes)) + N_SPECIAL
 
     @staticmethod
     def of(captions: Iterable[str]) -> CharTokenizer:
@@ -75,13 +77,11 @@ class CharTokenizer(_Specials):
 
     def encode(self, text: str) -> np.ndarray:
         """Characters that were in no training caption become UNKNOWN."""
-        codes = _code_points(text)
-        place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
-        return np.where(self._codes[place] == codes, place + N_SPECIAL, UNKNOWN)
+        return self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
 
-    def length(self, text: str) -> int:
-        """Characters of ``text``."""
-        return len(text)
+    def lengths(self, chars: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """As many as characters."""
+        return chars
 
     def decode(self, tokens: Sequence[int]) -> str:
         """UNKNOWN reads as U+FFFD, the other special tokens as nothing."""
@@ -102,9 +102,9 @@ class ByteTokenizer(_Specials):
         """The bytes of ``text``, shifted behind the special tokens."""
         return np.frombuffer(text.encode(), np.uint8).astype(np.int64) + N_SPECIAL
 
-    def length(self, text: str) -> int:
-        """Bytes of ``text``."""
-        return len(text.encode())
+    def lengths(self, chars: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """As many as bytes."""
+        return sizes
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Bytes that are no UTF-8 read as U+FFFD."""
@@ -149,9 +149,9 @@ class SeedTokenizer:
             raise UserError(f"{text!r}: the model does not know {''.join(unknown)!r}")
         return np.array([self.characters.index(c) for c in text], np.int64)
 
-    def length(self, text: str) -> int:
-        """Characters of ``text``."""
-        return len(text)
+    def lengths(self, chars: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """As many as characters."""
+        return chars
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Padding reads as nothing."""

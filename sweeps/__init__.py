@@ -1,0 +1,1 @@
+"""Searching over runs, comparing finished ones, and measuring."""

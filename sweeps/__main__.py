@@ -1,0 +1,33 @@
+"""``python -m sweeps``: measure."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from launcher.runtime.errors import guarded
+from sweeps.bench import add_bench
+
+_DESCRIPTION = """\
+Measure this machine: speeds as ratios from one run, the two sides taking turns.
+
+  python -m sweeps bench step      an optimizer step of model=seemore against a plain implementation
+  python -m sweeps bench loader    a warm epoch of the loader against pandas + base64 + Pillow
+  python -m sweeps bench memory    memory of indexing and reading a large CSV
+  python -m sweeps bench help      start of `launcher.run --help` against `import hydra`
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m sweeps", None, _DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_bench(commands.add_parser("bench", help="measure"))
+    parsed = parser.parse_args(arguments)
+    return guarded(lambda: parsed.command(parsed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
