@@ -25,7 +25,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a value is missing (``???``) or an interpolation leads nowhere.
     """
-    ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
         values = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

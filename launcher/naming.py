@@ -1,4 +1,4 @@
-"""The default name of a sweep: from what is chosen and from the names of what varies, never from a value or the clock."""
+"""The default name of a sweep: made of what is chosen and the names of what varies, never of a value or the clock."""
 
 from __future__ import annotations
 

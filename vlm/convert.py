@@ -38,8 +38,8 @@ _WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DDP and torch.compile put before a state dict's names."""
 
 
-def from_seed(state: Weights, source: Path) -> dict[str, torch.Tensor]:
-    """Our state dict from a seed's.
+def from_seed(state: Weights, source: Path | str) -> dict[str, torch.Tensor]:
+    """Our state dict from a seed's; ``source`` is what errors call it.
 
     Raises:
         UserError: a parameter is missing or unknown: it is no seemore checkpoint.
@@ -97,7 +97,7 @@ def _count(names: Weights, pattern: str) -> int:
 
 
 def _unwrapped(state: Weights) -> dict[str, torch.Tensor]:
-    """``state`` without wrappers' prefixes, and without causal masks, which some versions of the model keep as buffers."""
+    """``state`` without wrappers' prefixes, and without causal masks, which some versions keep as buffers."""
     result = {}
     for name, tensor in state.items():
         for prefix in _WRAPPERS:

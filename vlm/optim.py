@@ -22,7 +22,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
 
 def lr_share(step: int, total_steps: int, config: ScheduleConfig) -> float:
-    """Share of the peak learning rate in step ``step`` (from 0): linear warm-up, then cosine (arXiv 1608.03983) or flat."""
+    """Share of the peak rate in step ``step`` (from 0): linear warm-up, then cosine (arXiv 1608.03983) or flat."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.kind == "constant":

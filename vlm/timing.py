@@ -38,7 +38,7 @@ class StepTimer:
         self._steps += 1
 
     def means(self) -> dict[str, float]:
-        """Seconds a step by phase and in ``total``, since the last call. Call it where the device has been waited for."""
+        """Seconds a step by phase and in ``total``, since the last call; on a GPU this waits for it."""
         if self._events:
             torch.cuda.synchronize()
         for name, start, end in self._events:

@@ -120,7 +120,9 @@ def export(
 
 def _load_exported(folder: Path, device: str) -> Trained:
     if not (folder / _TOKENIZER).exists():
-        raise UserError(f"{folder}: has no {_TOKENIZER}; convert again with --characters to give the model its alphabet")
+        raise UserError(
+            f"{folder}: has no {_TOKENIZER}; convert again with --characters to give the model its alphabet"
+        )
     try:
         found = json.loads((folder / _CONFIG).read_text())
         tokenizer = tokenizer_from_json(json.loads((folder / _TOKENIZER).read_text()))

@@ -40,7 +40,9 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.config.optim)
         self.precision = Precision(self.config.precision, self.world.device)
         self.steps = StepDataset(data, self.config, self.world)
-        self.total_steps = self.config.trainer.max_steps or (self.config.trainer.epochs or 0) * self.steps.order.steps_per_epoch
+        self.total_steps = (
+            self.config.trainer.max_steps or (self.config.trainer.epochs or 0) * self.steps.order.steps_per_epoch
+        )
         self.timer = StepTimer(self.world.device)
         self.watch = LossWatch(self.world.device)
         self._forward = self._wrapped()
@@ -111,7 +113,7 @@ class Trainer:
         scaler.update()
 
     def _wrapped(self) -> Any:
-        """The model as the step calls it: over all ranks, and compiled if asked for. Its weights stay ``self.model``'s."""
+        """The model as a step calls it: over all ranks, compiled if asked for; its weights are ``self.model``'s."""
         model: Any = self.model
         if self.world.size > 1:
             model = DistributedDataParallel(model, gradient_as_bucket_view=True)

@@ -59,7 +59,11 @@ def scores(trained: Trained, limit: int, device: str) -> dict[str, dict[str, Any
         unseen = open_unseen_pairs(config.data, config.model.img_size, trained.tokenizer)
         if unseen is not None:
             parts["unseen_pairs"] = (unseen, np.arange(len(unseen.decoded)))
-    return {name: _score(trained, config, rows, chosen[:limit], device) for name, (rows, chosen) in parts.items() if len(chosen)}
+    return {
+        name: _score(trained, config, rows, chosen[:limit], device)
+        for name, (rows, chosen) in parts.items()
+        if len(chosen)
+    }
 
 
 def _score(trained: Trained, config: TrainConfig, rows: CaptionRows, chosen: np.ndarray, device: str) -> dict[str, Any]:

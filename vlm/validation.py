@@ -18,7 +18,12 @@ from vlm.precision import Precision
 
 @torch.inference_mode()
 def mean_loss(
-    model: VisionLanguageModel, rows: CaptionRows, chosen: np.ndarray, batch_size: int, world: World, precision: Precision
+    model: VisionLanguageModel,
+    rows: CaptionRows,
+    chosen: np.ndarray,
+    batch_size: int,
+    world: World,
+    precision: Precision,
 ) -> float:
     """Nats per target token over the rows ``chosen``, shared out over the ranks, each row counted once."""
     was_training = model.training
@@ -54,7 +59,7 @@ def exact_match(pairs: list[tuple[str, str]]) -> float:
 
 
 def contact_sheet(images: np.ndarray, pairs: list[tuple[str, str]]) -> np.ndarray:
-    """Pictures ``(B, 3, H, W) uint8`` with the true and the written caption beside each: ``(height, width, 3) uint8``."""
+    """``images: (B, 3, H, W) uint8`` with true and written caption beside each: ``(height, width, 3) uint8``."""
     side, gap, text_width = 96, 6, 520
     sheet = Image.new("RGB", (side + text_width, (side + gap) * len(pairs)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -64,7 +69,9 @@ def contact_sheet(images: np.ndarray, pairs: list[tuple[str, str]]) -> np.ndarra
         picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
         sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (0, top))
         draw.text((side + 8, top + 4), _wrapped(f"true: {true}"), "black", font)
-        draw.text((side + 8, top + side // 2), _wrapped(f"model: {written}"), "green" if true == written else "red", font)
+        draw.text(
+            (side + 8, top + side // 2), _wrapped(f"model: {written}"), "green" if true == written else "red", font
+        )
     return np.asarray(sheet)
 
 

@@ -14,7 +14,7 @@ class LossWatch:
 
     def __init__(self, device: str) -> None:
         self._on_gpu = device.startswith("cuda")
-        self._pending: deque[tuple[int, torch.Tensor, torch.cuda.Event | None]] = deque()
+        self._pending: deque[tuple[int, torch.Tensor, torch.cuda.Event]] = deque()
 
     def add(self, step: int, loss: torch.Tensor) -> None:
         """Watch the scalar ``loss`` of ``step``.
@@ -29,7 +29,7 @@ class LossWatch:
         event = torch.cuda.Event()
         event.record()
         self._pending.append((step, copy, event))
-        while self._pending and (event := self._pending[0][2]) is not None and event.query():
+        while self._pending and self._pending[0][2].query():
             _check(*self._pending.popleft()[:2])
 
     def settle(self) -> None:

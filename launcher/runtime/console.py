@@ -42,7 +42,7 @@ class Meter:
     def show(self, step: int, text: str = "", *, important: bool = False) -> None:
         """``step`` is done. Without a terminal ``text`` becomes a line every ten seconds, or at once if important."""
         if self._bar:
-            self._bar.update(self._task, completed=step, **({"description": text} if text else {}))
+            self._bar.update(self._task, completed=step, description=text or None)
         now = time.monotonic()
         due = now - self._last_line >= _LINE_EVERY_S
         if text and self._visible and not self._bar and (due or important):

@@ -14,13 +14,13 @@ Series = dict[str, tuple[list[int], list[float]]]
 
 def draw_curves(rundir: RunDir) -> None:
     """Draw ``loss_curve.png`` and ``timing_curve.png``; one that has no points is not drawn."""
-    series = read_series(rundir.metrics)
-    losses = {name: series[name] for name in ("train/loss", "val/loss") if name in series}
-    times = {name.removeprefix("time/"): points for name, points in series.items() if name.startswith("time/")}
+    name, series = rundir.path.name, read_series(rundir.metrics)
+    losses = {key: points for key, points in series.items() if key in ("train/loss", "val/loss")}
+    times = {key.removeprefix("time/"): points for key, points in series.items() if key.startswith("time/")}
     if losses:
-        _draw(rundir.loss_curve, losses, "loss [nats per target token]", f"Loss of {rundir.path.name}", log=_wide(losses))
+        _draw(rundir.loss_curve, losses, "loss [nats per target token]", f"Loss of {name}")
     if times:
-        _draw(rundir.timing_curve, times, "seconds a step", f"Where a step's time went, {rundir.path.name}", log=_wide(times))
+        _draw(rundir.timing_curve, times, "seconds a step", f"Where a step's time went, {name}")
 
 
 def read_series(metrics: Path) -> Series:
@@ -40,7 +40,7 @@ def _wide(series: Series) -> bool:
     return min(values) > 0 and max(values) > 20 * min(values)
 
 
-def _draw(path: Path, series: Series, unit: str, title: str, log: bool = False) -> None:
+def _draw(path: Path, series: Series, unit: str, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no display, no global state
     from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def _draw(path: Path, series: Series, unit: str, title: str, log: bool = False) 
     axes = figure.add_subplot(xlabel="optimizer step", ylabel=unit, title=title)
     for name, (steps, values) in series.items():
         axes.plot(steps, values, label=name, marker="o" if len(steps) < 40 else None, markersize=3)
-    if log:
+    if _wide(series):
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -40,7 +40,7 @@ def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file that ``append_json_line`` wrote; a line torn by a crash holds no record and is passed over."""
+    """The records of a file that ``append_json_line`` wrote; a line torn by a crash is passed over."""
     if not path.exists():
         return []
     return [record for line in path.read_text(encoding="utf-8").splitlines() if (record := _record(line)) is not None]

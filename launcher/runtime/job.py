@@ -168,5 +168,3 @@ def _event(rundir: RunDir, world: World, event: str, attempt: int, **values: Any
         return
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     rundir.add_attempt_event(event=event, attempt=attempt, job_id=None, hosts=[world.host], time=now, **values)
-
-

@@ -62,7 +62,7 @@ def halves(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def hashed(config: Any) -> dict[str, Any]:
-    """The part of ``config`` that makes the run's identity: science, without later fields that stand at their default."""
+    """The part of ``config`` that makes the run's identity: science, without later fields at their default."""
     kept: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -99,9 +99,11 @@ def parse(schema: type[T], values: Mapping[str, Any]) -> T:
         UserError: every key that is unknown, missing or of another type, in one line.
     """
     try:
-        return _adapter(schema).validate_json(json.dumps(values))  # JSON: where strict still takes a mapping for a section
+        # As JSON, where strict still takes a mapping for a section.
+        built: T = _adapter(schema).validate_json(json.dumps(values))
     except ValidationError as error:
         raise UserError("; ".join(_said(schema, e) for e in error.errors(include_url=False))) from None
+    return built
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -34,7 +34,7 @@ class TrackerSettings(Section):
     """Where numbers go."""
 
     names: list[Literal["csv", "tensorboard"]]
-    """Trackers, any set of them: ``csv`` (metrics.csv, losses_log.csv, timing_logs.csv and the curves), ``tensorboard``."""
+    """Any set of them: ``csv`` (metrics.csv, losses_log.csv, timing_logs.csv and the curves), ``tensorboard``."""
 
 
 @dataclass(frozen=True, kw_only=True)

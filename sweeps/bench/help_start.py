@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
 
 def imports_torch() -> bool:
     """Whether `launcher.run --help` imports torch."""
-    log = subprocess.run([sys.executable, "-X", "importtime", *_HELP], capture_output=True, text=True, check=True).stderr
+    log = subprocess.run(
+        [sys.executable, "-X", "importtime", *_HELP], capture_output=True, text=True, check=True
+    ).stderr
     return any(line.rpartition("|")[2].strip() == "torch" for line in log.splitlines())
 
 

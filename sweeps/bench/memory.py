@@ -87,4 +87,6 @@ def _write(path: Path, rows: int) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["", "b64string_images", "caption"])
-        writer.writerows([row, texts[row % _PICTURES], f"picture number {row}, one of very many"] for row in range(rows))
+        writer.writerows(
+            [row, texts[row % _PICTURES], f"picture number {row}, one of very many"] for row in range(rows)
+        )

@@ -131,7 +131,7 @@ def _our_step(args: argparse.Namespace, dropout: float, precision: str) -> Calla
     from vlm.convert import from_seed
 
     trainer = _trainer(args, dropout, precision)
-    trainer.model.load_state_dict(from_seed(_plain_model(dropout).state_dict(), source=None))
+    trainer.model.load_state_dict(from_seed(_plain_model(dropout).state_dict(), source="plain model"))
     step_data = SimpleNamespace(micro_batches=[_batch(args)], n_targets=args.batch * args.text)
     if args.cuda_graph:
         return _captured(trainer, step_data)

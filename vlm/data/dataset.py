@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +36,14 @@ class Batch:
 
     def to(self, device: str) -> Batch:
         """This batch on ``device``; from pinned memory the copy overlaps with computation."""
-        moved = (t.to(device, non_blocking=True) for t in (self.images, self.inputs, self.targets))
-        return Batch(*moved, self.rows)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """This batch in page-locked memory (called by torch's DataLoader)."""
-        pinned = (t.pin_memory() for t in (self.images, self.inputs, self.targets))
-        return Batch(*pinned, self.rows)
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        return Batch(change(self.images), change(self.inputs), change(self.targets), self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -50,7 +50,7 @@ def share(batch: np.ndarray, rank: int, size: int, micro_batch: int | None) -> l
 
 
 def uniform(seed: int, epoch: int, samples: np.ndarray, stream: int) -> np.ndarray:
-    """One number in [0, 1) for each sample, from (seed, epoch, sample, stream) alone (SplitMix64, Steele et al. 2014)."""
+    """One number in [0, 1) a sample, from (seed, epoch, sample, stream) alone (SplitMix64, Steele et al. 2014)."""
     mask = (1 << 64) - 1
     key = np.uint64((seed * 0x9E3779B97F4A7C15 + epoch * 0xC2B2AE3D27D4EB4F + stream * 0x165667B19E3779F9) & mask)
     with np.errstate(over="ignore"):
@@ -66,12 +66,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def augmented(images: np.ndarray, shift: int, flip: bool, seed: int, epoch: int, samples: np.ndarray) -> np.ndarray:
-    """Shift each of ``images`` ``(B, 3, H, W) uint8`` by up to ``shift`` pixels (edges repeated) and maybe mirror it."""
+    """Shift each of ``images: (B, 3, H, W) uint8`` by up to ``shift`` pixels (edges repeated), mirror some."""
     result = images
     if shift:
-        dx, dy = (
-            np.floor(uniform(seed, epoch, samples, s) * (2 * shift + 1)).astype(int) - shift for s in (0, 1)
-        )
+        dx, dy = (np.floor(uniform(seed, epoch, samples, s) * (2 * shift + 1)).astype(int) - shift for s in (0, 1))
         rows = np.clip(np.arange(images.shape[2])[None, :] + dy[:, None], 0, images.shape[2] - 1)
         cols = np.clip(np.arange(images.shape[3])[None, :] + dx[:, None], 0, images.shape[3] - 1)
         index = np.arange(len(images))[:, None, None, None], np.arange(3)[None, :, None, None]

@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Picture formats that are read; the decoders of rarer ones are where decoders' holes are."""
@@ -54,13 +54,13 @@ def decode_picture(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is the lower one
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise BadRow(f"the picture claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}: refused")
         image.load()
     except Image.DecompressionBombError as error:
         raise BadRow(f"the picture is refused: {error}") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise BadRow(f"the picture is no readable {', '.join(FORMATS)} file") from None
     except BadRow:
         raise

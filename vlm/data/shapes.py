@@ -14,7 +14,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,9 @@ class Thing:
 
 def scene_files(data: ShapesData) -> tuple[Path, Path | None]:
     """The CSV of scenes and that of scenes with unseen shape-colour pairs (None where none is held out)."""
-    looks = {f.name for f in dataclasses.fields(ShapesData)} - {f.name for f in dataclasses.fields(ShapesData.__mro__[1])}
+    looks = {f.name for f in dataclasses.fields(ShapesData)} - {
+        f.name for f in dataclasses.fields(ShapesData.__mro__[1])
+    }
     params = {name: getattr(data, name) for name in sorted(looks)} | {"format": _FORMAT}
     key = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:24]
     folder = Path(data.cache_dir) / "shapes" / key
@@ -154,12 +156,17 @@ def _scene(data: ShapesData, numbers: np.ndarray) -> list[Thing]:
     n_things = 1 + int(numbers[0] * data.objects)
     places = np.sort(np.argsort(numbers[1:10][: data.grid**2])[:n_things])
     return [
-        Thing(_pick(data.shapes, numbers[10 + i]), _pick(data.colors, numbers[13 + i]), _pick(data.sizes, numbers[16 + i]), int(p))
-        for i, p in enumerate(places)
+        Thing(
+            shape=_pick(data.shapes, numbers[10 + i]),
+            color=_pick(data.colors, numbers[13 + i]),
+            size=_pick(data.sizes, numbers[16 + i]),
+            place=int(place),
+        )
+        for i, place in enumerate(places)
     ]
 
 
-def _pick(options: list[str], number: float) -> str:
+def _pick(options: Sequence[str], number: float) -> str:
     return options[int(number * len(options))]
 
 

@@ -12,9 +12,9 @@ from vlm.data.cache import DecodedRows
 def split_rows(rows: DecodedRows, val_fraction: float, split_by: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(training rows, validation rows): two sorted arrays of row numbers, bad rows in neither.
 
-    Rows that share a picture (with ``split_by="caption"`` also those that share a caption) form a group; whole groups
-    go to one side. Groups are ordered by a hash of their picture and ``seed``, never by their place in the file, and the
-    first ones that make up ``val_fraction`` of the groups validate: at least one group on each side where there are two.
+    Rows that share a picture (with ``split_by="caption"`` also those that share a caption) form a group, and a group
+    goes to one side. Groups are ordered by a hash of what they share and ``seed``, never by their place in the file;
+    the first of them, ``val_fraction`` of their number, validate: at least one group on each side where there are two.
     """
     usable = np.setdiff1d(np.arange(len(rows)), np.fromiter(rows.bad, np.int64, len(rows.bad)))
     if not val_fraction:
@@ -39,7 +39,9 @@ def _groups(rows: DecodedRows, usable: np.ndarray, by_caption: bool) -> np.ndarr
     _, by_picture = np.unique(rows.picture_ids[usable], return_inverse=True)
     if not by_caption:
         return by_picture
-    captions = np.array([hashlib.blake2b(rows.caption(int(r)).encode(), digest_size=16).digest() for r in usable], "V16")
+    captions = np.array(
+        [hashlib.blake2b(rows.caption(int(r)).encode(), digest_size=16).digest() for r in usable], "V16"
+    )
     _, by_text = np.unique(captions, return_inverse=True)
     return _connected(by_picture, by_text)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class Tokenizer(Protocol):
 
     end: int
     """Token behind which a caption is over."""
-    unwritten: list[int]
+    unwritten: Sequence[int]
     """Tokens that are never written."""
 
     def start(self, prompt: str) -> np.ndarray:
@@ -45,7 +45,7 @@ class _Specials:
     """The special tokens of captions that begin with BEGIN and stop with END."""
 
     end = END
-    unwritten: ClassVar[list[int]] = [PAD, BEGIN]
+    unwritten: Sequence[int] = (PAD, BEGIN)
 
     def start(self: Tokenizer, prompt: str) -> np.ndarray:
         """The begin token and the prompt."""
@@ -96,7 +96,10 @@ class CharTokenizer(_Specials):
 class ByteTokenizer(_Specials):
     """One token a byte of UTF-8: any text can be written, none is unknown."""
 
-    vocab_size = 256 + N_SPECIAL
+    @property
+    def vocab_size(self) -> int:
+        """All bytes plus special tokens."""
+        return 256 + N_SPECIAL
 
     def encode(self, text: str) -> np.ndarray:
         """The bytes of ``text``, shifted behind the special tokens."""
@@ -121,7 +124,7 @@ class SeedTokenizer:
     def __init__(self, characters: str) -> None:
         self.characters = characters
         self.end = len(characters)
-        self.unwritten: list[int] = []
+        self.unwritten: Sequence[int] = ()
 
     @property
     def vocab_size(self) -> int:
@@ -170,6 +173,5 @@ def tokenizer_from_json(values: dict[str, Any]) -> Tokenizer:
     """The tokenizer that ``to_json`` described."""
     if values["kind"] == "byte":
         return ByteTokenizer()
-    kinds = {"char": CharTokenizer, "seed": SeedTokenizer}
-    return kinds[values["kind"]](values["characters"])
-
+    kind = CharTokenizer if values["kind"] == "char" else SeedTokenizer
+    return kind(values["characters"])

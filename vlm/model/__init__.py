@@ -1,1 +1,4 @@
-"""Vision transformer, projector, decoder. Shapes: B pictures, N image positions, T text positions, C width, V tokens."""
+"""Vision transformer, projector, decoder.
+
+Shapes: B pictures, N image positions, T text positions, C width, V tokens.
+"""

@@ -44,7 +44,7 @@ def generate(
     ended = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     for _ in range(steps):
         logits = decoder.extend(x, caches).float()
-        logits[:, tokenizer.unwritten] = -torch.inf
+        logits[:, list(tokenizer.unwritten)] = -torch.inf
         token = _next(logits, temperature, top_k, generator).masked_fill(ended, tokenizer.end)
         ended |= token == tokenizer.end
         written.append(token)

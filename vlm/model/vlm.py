@@ -28,6 +28,8 @@ class VisionLanguageModel(nn.Module):
         self.projector = Projector(config)
         self.decoder = Decoder(config, vocab_size)
         mean, std = NORMALIZATION[normalize]
+        self.scale: torch.Tensor
+        self.shift: torch.Tensor
         # Pixel values 0..255 times scale plus shift: normalisation in one pass. Not weights, so not saved.
         self.register_buffer("scale", (1 / (255 * torch.tensor(std))).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1), persistent=False)

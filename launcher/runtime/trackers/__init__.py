@@ -37,4 +37,3 @@ def start_trackers(
 
         trackers.append(TensorBoard(rundir, config, science, step))
     return trackers
-

@@ -11,7 +11,6 @@ from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
 
-
 class GridSweeper(BasicSweeper):
     """The grid of all swept values. Checks every member before the first one starts; writes no ``multirun.yaml``."""
 

@@ -1,0 +1,105 @@
+"""What tests share: configs composed from conf/, small data files, and the command line as a user types it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from launcher.compose import plain
+from launcher.runtime.plan import Facts
+from launcher.runtime.sections import parse
+from vlm.config import TrainConfig
+
+REPOSITORY = Path(__file__).parent.parent
+PHOTOS = Path(__file__).parent / "data" / "photos.csv"
+
+# A model and a run small enough for a test: about a second.
+SMALL = (
+    "model.n_embd=16", "model.n_head=2", "model.n_layer=1", "model.n_blocks=1", "model.image_embed_dim=16",
+    "model.img_size=16", "model.patch_size=8", "model.positions=128", "data.count=40", "data.px=16",
+    "trainer.batch_size=4", "trainer.max_steps=6", "trainer.val_every=3", "trainer.log_every=1", "trainer.captions=2",
+    "schedule.warmup_steps=0",
+)  # fmt: skip
+
+
+def compose_values(*overrides: str) -> dict[str, Any]:
+    """The whole config as plain values, as ``launcher.run`` would compose it."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module("conf", version_base="1.3"):
+        return plain(compose("config", list(overrides)))
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """``values("model=small", …)``: a composed config that writes below ``tmp_path`` only."""
+
+    def composed(*overrides: str) -> dict[str, Any]:
+        here = (f"data.cache_dir={tmp_path}/cache", f"launch.root={tmp_path}/runs")
+        return compose_values(*here, *overrides)
+
+    return composed
+
+
+@pytest.fixture
+def config(values: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., TrainConfig]:
+    """``config("optim.lr=1", …)``: a resolved ``TrainConfig`` of the small model, fp32 unless said otherwise."""
+
+    def made(*overrides: str) -> TrainConfig:
+        whole = values(*SMALL, "precision=fp32", *overrides)
+        ours = {key: whole[key] for key in TrainConfig.__dataclass_fields__}
+        return parse(TrainConfig, ours).resolve(Facts(cwd=tmp_path, device="cpu", bf16=False))
+
+    return made
+
+
+def packed(image: Image.Image, kind: str = "PNG") -> str:
+    """``image`` in base64."""
+    data = io.BytesIO()
+    image.save(data, kind)
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def picture(seed: int, size: tuple[int, int] = (20, 14)) -> str:
+    """A small picture of noise in base64; another for each ``seed``."""
+    drawn = np.random.default_rng(seed)
+    return packed(Image.fromarray(drawn.integers(0, 256, (size[1], size[0], 3), np.uint8)))
+
+
+def write_csv(
+    path: Path, rows: Sequence[Sequence[Any]], header: Sequence[str] = ("b64string_images", "caption")
+) -> Path:
+    """Write ``rows`` as a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+@pytest.fixture
+def data_csv(tmp_path: Path) -> Path:
+    """Twelve good rows."""
+    return write_csv(tmp_path / "data.csv", [(picture(i), f"picture number {i}") for i in range(12)])
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """``command("-m", "launcher.run", …)``: Python with these arguments, typed in ``tmp_path``; cache below it too."""
+
+    def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+        words = [sys.executable, *arguments]
+        return subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=timeout)
+
+    yield run
