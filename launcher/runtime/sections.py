@@ -100,7 +100,7 @@ def parse(schema: type[T], values: Mapping[str, Any]) -> T:
     """
     try:
         # As JSON, where strict still takes a mapping for a section.
-        built: T = _adapter(schema).validate_json(json.dumps(values))
+        built: T = _adapter(typing.cast(Any, schema)).validate_json(json.dumps(values))
     except ValidationError as error:
         raise UserError("; ".join(_said(schema, e) for e in error.errors(include_url=False))) from None
     return built
