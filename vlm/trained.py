@@ -14,6 +14,7 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file as save_safetensors
 
 from launcher.runtime.checkpoints import load, load_file
+from launcher.runtime.distributed import require_device
 from launcher.runtime.errors import UserError
 from launcher.runtime.plan import Plan
 from launcher.runtime.rundir import RunDir
@@ -47,6 +48,7 @@ def load_trained(path: Path, checkpoint: str = "best", device: str = "cpu") -> T
     Raises:
         UserError: there is no trained model, or the checkpoint is damaged or another model's.
     """
+    require_device(device)
     if (path / _WEIGHTS).exists():
         return _load_exported(path, device)
     rundir = find_run(path)

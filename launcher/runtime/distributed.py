@@ -8,7 +8,23 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from launcher.runtime.errors import UserError
 from launcher.runtime.world import World
+
+
+def require_device(device: str) -> None:
+    """See that ``device`` (``cpu``, ``cuda`` or ``cuda:<index>``) is here.
+
+    Raises:
+        UserError: there is no such device, or this torch cannot use it.
+    """
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device {device!r}: should be cpu or cuda") from None
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        reason = "torch was built without CUDA" if torch.version.cuda is None else "no such GPU is visible"
+        raise UserError(f"device {device!r}: {reason}; use cpu (hardware=cpu, --device cpu)")
 
 
 @contextmanager

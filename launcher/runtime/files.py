@@ -29,10 +29,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append ``record`` as one line of JSON in a single write, and fsync it."""
+    """Append ``record`` as one line of JSON in a single write, and fsync it; a torn line before it is ended first."""
     line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line
         os.write(descriptor, line)
         os.fsync(descriptor)
     finally:
@@ -43,10 +46,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a file that ``append_json_line`` wrote; a line torn by a crash is passed over."""
     if not path.exists():
         return []
-    return [record for line in path.read_text(encoding="utf-8").splitlines() if (record := _record(line)) is not None]
+    # As bytes: a line may be torn inside a character, and JSON text may hold what str.splitlines takes for an end.
+    return [record for line in path.read_bytes().split(b"\n") if (record := _record(line)) is not None]
 
 
-def _record(line: str) -> dict[str, Any] | None:
+def _record(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
     except ValueError:

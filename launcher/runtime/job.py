@@ -42,10 +42,11 @@ def run_job(plan: Plan, env: Mapping[str, str], stop: StopFlag) -> Outcome:
         UserError: the run directory is another run's, is in use, or the task refused its input.
         TrainingFailed: the training diverged. Both leave the run FAILED, with the reason in ``status.json``.
     """
-    from launcher.runtime.distributed import process_group  # imports torch
+    from launcher.runtime.distributed import process_group, require_device  # imports torch
 
     hardware = plan.hardware
     world = World.from_env(env, hardware["device"], hardware["micro_batch"])
+    require_device(world.device)
     rundir = plan.rundir
     with ExitStack() as stack:
         if world.is_main:

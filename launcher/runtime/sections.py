@@ -137,11 +137,18 @@ def _said(schema: type[Any], error: ErrorDetails) -> str:
         return f"unknown key '{key}'{nearest(path[-1], siblings)} (allowed here: {', '.join(sorted(siblings))})"
     if kind.startswith("missing"):
         return f"missing key '{key}'"
+    if kind == "union_tag_not_found":
+        return f"missing key '{key}.kind'"
     if kind == "union_tag_invalid":
-        return f"{key}.kind={error['ctx']['tag']!r}: should be one of {error['ctx']['expected_tags']}"
+        given, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"]
+        return f"{key}.kind={given!r}: should be one of {tags}{nearest(given, _quoted(tags))}"
     wanted = error["msg"].removeprefix("Input should be ")
-    hint = nearest(given, [w for w in wanted.split("'") if w.isidentifier()]) if isinstance(given, str) else ""
+    hint = nearest(given, _quoted(wanted)) if isinstance(given, str) else ""
     return f"{key}={given!r}: should be {wanted}{hint}"
+
+
+def _quoted(text: str) -> list[str]:
+    return [word for word in text.split("'") if word.isidentifier()]
 
 
 def _locate(schema: Any, loc: tuple[int | str, ...]) -> tuple[list[str], Any]:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,11 +70,9 @@ class CsvIndex:
 
     @cached_property
     def _descriptor(self) -> int:
-        return self._file.fileno()
-
-    @cached_property
-    def _file(self) -> io.FileIO:
-        return io.FileIO(self.path)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
 
 
 def open_index(path: Path, cache_dir: Path) -> CsvIndex:
@@ -174,6 +173,12 @@ def _record(record: bytes) -> list[str]:
         what = "a lone surrogate" if 0xED in record[error.start : error.start + 1] else "no UTF-8"
         raise ValueError(f"byte {error.start} of the row is {what}") from None
     try:
-        return next(csv.reader(io.StringIO(text, newline=""), strict=True))
+        found = [fields for fields in csv.reader(io.StringIO(text, newline=""), strict=True) if fields]
     except csv.Error as error:
         raise ValueError(f"no CSV record ({error})") from None
+    if len(found) != 1:
+        raise ValueError(
+            f"no CSV record (it reads as {len(found)}, not one: a quote inside an unquoted field, "
+            "or a line that ends with a carriage return alone)"
+        )
+    return found[0]

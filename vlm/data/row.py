@@ -58,6 +58,7 @@ def decode_picture(data: bytes) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise BadRow(f"the picture claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}: refused")
         image.load()
+        image = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as error:
         raise BadRow(f"the picture is refused: {error}") from None
     except UnidentifiedImageError:
@@ -66,7 +67,8 @@ def decode_picture(data: bytes) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, …
         raise BadRow(f"the picture is damaged: {error}") from None
-    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey: Pillow would turn all above 255 white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "P":  # a palette may hold transparency, which only RGBA can take over
         image = image.convert("RGBA")
     return image.convert("RGB")
