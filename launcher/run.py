@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
 from launcher.runtime.signals import StopFlag
+from launcher.runtime.world import set_defaults
 
 if TYPE_CHECKING:  # imported where they are used: --help and tab completion are as quick as Hydra
     from launcher.runtime.job import Outcome
@@ -31,6 +32,7 @@ def main() -> int:
 
 
 def _main() -> int:
+    set_defaults(os.environ)
     stop = StopFlag()
     stop.install()
     composed: list[tuple[DictConfig, dict[str, str | None]]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import io
 import os
 import subprocess
@@ -35,6 +36,11 @@ SMALL = (
 )  # fmt: skip
 
 
+def small(*overrides: str) -> list[str]:
+    """The words of a small run with ``overrides``; on another kind of data without those for shapes."""
+    return [w for w in SMALL if "data=csv" not in overrides or not w.startswith("data.")] + list(overrides)
+
+
 def compose_values(*overrides: str) -> dict[str, Any]:
     """The whole config as plain values, as ``launcher.run`` would compose it."""
     GlobalHydra.instance().clear()
@@ -58,8 +64,8 @@ def config(values: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..
     """``config("optim.lr=1", …)``: a resolved ``TrainConfig`` of the small model, fp32 unless said otherwise."""
 
     def made(*overrides: str) -> TrainConfig:
-        whole = values(*SMALL, "precision=fp32", *overrides)
-        ours = {key: whole[key] for key in TrainConfig.__dataclass_fields__}
+        whole = values(*small("precision=fp32", *overrides))
+        ours = {field.name: whole[field.name] for field in dataclasses.fields(TrainConfig)}
         return parse(TrainConfig, ours).resolve(Facts(cwd=tmp_path, device="cpu", bf16=False))
 
     return made

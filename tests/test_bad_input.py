@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import SMALL, picture, write_csv
+from tests.conftest import SMALL, picture, small, write_csv
 
 GOOD = [(picture(i), f"caption {i}") for i in range(6)]
 
@@ -103,8 +103,7 @@ def assert_one_line(done, words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(("overrides", "words"), [case[1:] for case in CONFIG], ids=[case[0] for case in CONFIG])
 def test_a_wrong_config_plans_nothing(command, tmp_path, overrides, words):
-    small = [word for word in SMALL if "data=csv" not in overrides or not word.startswith("data.")]
-    done = command("-m", "launcher.run", *small, *overrides)
+    done = command("-m", "launcher.run", *small(*overrides))
     assert_one_line(done, words)
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "runs").exists()
 
@@ -112,7 +111,7 @@ def test_a_wrong_config_plans_nothing(command, tmp_path, overrides, words):
 @pytest.mark.parametrize(("make", "words"), [case[1:] for case in FILES], ids=[case[0] for case in FILES])
 def test_a_wrong_file_plans_nothing(command, tmp_path, make, words):
     make(tmp_path / "data.csv")
-    done = command("-m", "launcher.run", *SMALL[:8], "trainer.batch_size=4", *CSV)
+    done = command("-m", "launcher.run", *small(*CSV))
     assert_one_line(done, words)
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "runs").exists()
 
@@ -120,7 +119,7 @@ def test_a_wrong_file_plans_nothing(command, tmp_path, make, words):
 @pytest.mark.parametrize(("make", "words"), [case[1:] for case in ROWS], ids=[case[0] for case in ROWS])
 def test_a_bad_row_is_named_and_leaves_no_half_built_cache(command, tmp_path, make, words):
     make(tmp_path / "data.csv")
-    done = command("-m", "launcher.run", *SMALL[:8], "trainer.batch_size=4", "trainer.max_steps=2", *CSV)
+    done = command("-m", "launcher.run", *small("trainer.max_steps=2", *CSV))
     assert_one_line(done, words)
     left = [p for p in (tmp_path / "cache").rglob("*") if p.name.startswith(".tmp")]
     (status,) = (tmp_path / "runs").glob("*/*/status.json")

@@ -19,9 +19,7 @@ _SCORED = 256
 def train(session: Session) -> dict[str, Any]:
     """Train the vision-language model; returns what the summary says beyond the session's own numbers."""
     config: TrainConfig = session.config
-    if config.trainer.deterministic:
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(config.trainer.deterministic)
     trainer = Trainer(session, open_data(config))
     trainer.run()
     if session.stopping or not session.world.is_main:

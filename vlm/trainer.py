@@ -69,7 +69,6 @@ class Trainer:
                     metric = self._validate(values)
                 self.session.log(values, step)
                 stop = self.session.should_stop()
-                self.watch.settle()
                 self.session.save(self._state(step), metric)
                 if values:  # what was just logged, validated or saved is no training time
                     began, seen = time.perf_counter(), 0
@@ -167,6 +166,7 @@ class Trainer:
     def _state(self, step: int) -> dict[str, Any]:
         return {
             "step": step,
+            "watch": self.watch,
             "model": self.model,
             "optimizer": self.optimizer,
             "scaler": self.precision.scaler,

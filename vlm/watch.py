@@ -32,12 +32,17 @@ class LossWatch:
         while self._pending and self._pending[0][2].query():
             _check(*self._pending.popleft()[:2])
 
-    def settle(self) -> None:
-        """Wait for and look at all losses so far: before a checkpoint, so that none is saved behind a bad step."""
+    def state_dict(self) -> dict[str, object]:
+        """Nothing, after waiting for and looking at all losses so far.
+
+        As a part of the state that is saved, this keeps a step with a bad loss out of every checkpoint, and waits for
+        the GPU only when one is written.
+        """
         if self._pending:
             torch.cuda.synchronize()
         while self._pending:
             _check(*self._pending.popleft()[:2])
+        return {}
 
 
 def _check(step: int, loss: torch.Tensor) -> None:

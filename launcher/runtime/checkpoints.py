@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +34,7 @@ class Checkpoints:
     def save_state(self, step: int, state: Mapping[str, Any]) -> Path:
         """Commit the full state after ``step`` and prune older ones."""
         path = self._commit("step", step, STATE, state)
-        self._prune_states()
+        self._prune_states(path)
         return path
 
     def save_best(self, step: int, content: Mapping[str, Any], metric: float) -> Path:
@@ -76,26 +75,33 @@ class Checkpoints:
             return final
         aside = final.with_name(f".tmp-{final.name}")
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
         try:
-            torch.save(dict(content), aside / name)
-            with (aside / name).open("rb+") as file:
+            aside.mkdir(parents=True)
+            with (aside / name).open("wb") as file:
+                torch.save(dict(content), file)
+                file.flush()
                 os.fsync(file.fileno())
             entry = {"name": name, "bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)}
             manifest = {"format": _FORMAT, "kind": kind, "step": step, "attempt": self._attempt, "files": [entry]}
             write_json(aside / MANIFEST, manifest if metric is None else manifest | {"metric": metric})
             aside.rename(final)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             shutil.rmtree(aside, ignore_errors=True)
-            raise UserError(f"checkpoint {final}: {error.strerror or error}; the one before is untouched") from error
+            refusal = error if isinstance(error, OSError) else error.__context__  # torch.save hides it behind its own
+            if not isinstance(refusal, OSError):
+                raise
+            reason = refusal.strerror or refusal
+            raise UserError(f"checkpoint {final}: {reason}; the one before is untouched") from error
         sync_folder(final.parent)
         if kind == "step":
             write_atomic(self._rundir.latest, final.name.encode())
         return final
 
-    def _prune_states(self) -> None:
+    def _prune_states(self, newest: Path) -> None:
         every = self._settings.keep_every
-        for path in self._rundir.list_checkpoints("step")[self._settings.keep_last :]:
+        states = self._rundir.list_checkpoints("step")
+        states = states[states.index(newest) :]  # later steps of an earlier attempt are damaged: restore passed them
+        for path in states[self._settings.keep_last :]:
             step = int(path.name.split("-")[1].split(".")[0])
             if not every or step % every:
                 shutil.rmtree(path)
@@ -110,14 +116,15 @@ def load(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         entries = [(path / e["name"], e["bytes"], e["sha256"]) for e in manifest["files"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        content = entries[0][0]
+    except (OSError, ValueError, LookupError, TypeError):
         raise UserError(f"checkpoint {path}: its {MANIFEST} is missing or unreadable") from None
     for file, size, digest in entries:
         if not file.exists():
             raise UserError(f"checkpoint {path}: {file.name} is missing")
         if file.stat().st_size != size or _sha256(file) != digest:
             raise UserError(f"checkpoint {path}: {file.name} is damaged (size or checksum differs from {MANIFEST})")
-    return load_file(entries[0][0])
+    return load_file(content)
 
 
 def load_file(path: Path) -> dict[str, Any]:
@@ -130,7 +137,7 @@ def load_file(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # torch meets a foreign file with almost any of them
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: refused, not a file of tensors and plain values only ({reason})") from None
     if not isinstance(content, dict):

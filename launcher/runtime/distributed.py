@@ -42,6 +42,7 @@ def process_group(world: World) -> Iterator[None]:
     dist.init_process_group("nccl" if on_gpu else "gloo", rank=world.rank, world_size=world.size)
     try:
         yield
+        dist.barrier()  # leave together: whoever leaves early closes connections that others may still read
     finally:
         dist.destroy_process_group()
 

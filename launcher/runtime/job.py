@@ -63,7 +63,7 @@ def run_job(plan: Plan, env: Mapping[str, str], stop: StopFlag) -> Outcome:
 
 
 def claim(plan: Plan) -> None:
-    """Write ``plan.json`` and ``config.yaml`` into the run directory, or see that it holds the same science.
+    """Write ``plan.json`` and ``config.yaml`` into the run directory, whose run has the same science and is not done.
 
     Raises:
         UserError: the folder belongs to a run of another science.
@@ -72,6 +72,8 @@ def claim(plan: Plan) -> None:
     there = rundir.read(rundir.plan)
     if there is not None and canonical_json(there["science"]) != canonical_json(plan.science):
         raise UserError(f"run directory {rundir.path} belongs to another config; move it away or change launch.name")
+    if rundir.state() == "COMPLETED":
+        return
     write_json(rundir.plan, plan.to_json())
     config = redacted(plan.config_values() | {k: v for k, v in plan.execution.items() if k != "task"})
     write_atomic(rundir.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())

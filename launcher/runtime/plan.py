@@ -99,14 +99,15 @@ def resolve_name(name: str) -> Any:
     Raises:
         UserError: the text has another form, or nothing of that name is there.
     """
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
         raise UserError(f"{name!r}: should be package.module:name")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(error.name + ".")):
             raise UserError(f"{name!r}: there is no module {error.name}") from None
         raise
-    except AttributeError:
-        raise UserError(f"{name!r}: module {module} has no {attribute}") from None
+    if not hasattr(imported, attribute):
+        raise UserError(f"{name!r}: module {module} has no {attribute}")
+    return getattr(imported, attribute)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 # A whole word of the key: "api_token" is secret, "tokenizer" and "n_tokens_seen" are not.
-_SECRET = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|(api|access|private)_key)$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(^|_)(token|secret|password|passwd|credentials?|(api|access|private|secret)_key)$", re.IGNORECASE
+)
 REDACTED = "<redacted>"
 
 

@@ -15,6 +15,7 @@ A training loop that keeps to it can be stopped, saved and continued without kno
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -68,6 +69,7 @@ class Session:
         self._open_trackers = open_trackers
         self._trackers: list[Tracker] | None = None
         self._state: Mapping[str, Any] = {}
+        self._stateful: list[str] = []
         self._saved_step: int | None = None
         self._status_at = float("-inf")
 
@@ -88,7 +90,8 @@ class Session:
             return None
         own = content.pop("session")
         self.step = self._saved_step = int(own["step"])
-        self.best_metric = own["best_metric"]
+        self.best_metric, self.last = own["best_metric"], own["last"]
+        self._state, self._stateful = dict(content), own["stateful"]  # what finish keeps if no step is left to do
         _set_rng(own["rng"])
         log.info("continuing after step %d", self.step)
         return content
@@ -107,9 +110,11 @@ class Session:
             metric: a validation result, smaller is better; of the best one ``model`` and the plain values are kept.
         """
         self._state = state
+        self._stateful = [name for name, value in state.items() if hasattr(value, "state_dict")]
         self.step = int(state["step"])
         every = self._settings.every_steps
-        if metric is not None and (self.best_metric is None or metric < self.best_metric):
+        best = math.inf if self.best_metric is None else self.best_metric
+        if metric is not None and metric < best:  # never NaN: nothing would be smaller than it
             self.best_metric = metric
             if self._settings.best and self.world.is_main:
                 self._checkpoints.save_best(self.step, self._light(), metric)
@@ -156,7 +161,7 @@ class Session:
             self._checkpoints.drop_states()
         else:
             self._checkpoints.drop_states()
-        return weights_sha256(model.state_dict())
+        return weights_sha256(_state_of(model))
 
     def close_trackers(self, summary: Mapping[str, Any]) -> None:
         """Let every tracker write what only the end knows; none is left open."""
@@ -172,15 +177,15 @@ class Session:
     def _save_state(self) -> None:
         if self._saved_step == self.step or not self.world.is_main:
             return
-        own = {"step": self.step, "best_metric": self.best_metric, "rng": _get_rng()}
+        own = {"step": self.step, "best_metric": self.best_metric, "last": self.last, "stateful": self._stateful}
+        own["rng"] = _get_rng()
         self._checkpoints.save_state(self.step, {k: _state_of(v) for k, v in self._state.items()} | {"session": own})
         self._saved_step = self.step
 
     def _light(self) -> dict[str, Any]:
         """The model and the plain values of the state: what using the model takes, without what training on takes."""
-        stateful = {k for k, v in self._state.items() if hasattr(v, "state_dict")}
-        plain = {k: v for k, v in self._state.items() if k not in stateful}
-        return plain | {"model": self._state["model"].state_dict()}
+        plain = {k: v for k, v in self._state.items() if k not in self._stateful}
+        return plain | {"model": _state_of(self._state["model"])}
 
     def _digest(self) -> str:
         names = {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}", "train/samples_per_s": "{:.0f} samples/s"}
@@ -208,5 +213,5 @@ def _set_rng(states: Mapping[str, Any]) -> None:
     keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    for index, state in enumerate(states["cuda"][: torch.cuda.device_count()]):  # there may be fewer GPUs now
+        torch.cuda.set_rng_state(state, index)

@@ -17,6 +17,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._interrupted = False
         self._owner = os.getpid()
 
     def install(self) -> None:
@@ -30,6 +31,8 @@ class StopFlag:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked child (a data worker) has inherited the handler: not its business
             return
-        if self.signal == number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
         self.signal = signal.Signals(number)

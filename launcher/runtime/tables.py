@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ class StepTable:
 
     def __init__(self, path: Path, header: Sequence[str], step: int) -> None:
         """Open ``path`` to go on after ``step``; 0 starts it anew."""
-        kept = _rows_up_to(path, step)
-        lines = [",".join(header), *(",".join(row) for row in kept)]
-        write_atomic(path, ("\n".join(lines) + "\n").encode())
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([header, *_rows_up_to(path, step)])
+        write_atomic(path, text.getvalue().encode())
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file, lineterminator="\n")
 

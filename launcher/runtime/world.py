@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from launcher.runtime.errors import UserError
@@ -46,6 +46,8 @@ class World:
         local_rank = _number(env, "LOCAL_RANK")
         if not 0 <= rank < size:
             raise UserError(f"RANK={rank}: should be from 0 to WORLD_SIZE-1={size - 1}")
+        if not 0 <= local_rank < size:
+            raise UserError(f"LOCAL_RANK={local_rank}: should be from 0 to WORLD_SIZE-1={size - 1}")
         return World(
             rank=rank,
             size=size,
@@ -55,6 +57,12 @@ class World:
             source="torchrun",
             host=host,
         )
+
+
+def set_defaults(env: MutableMapping[str, str]) -> None:
+    """Set, before torch is imported, what libraries of this process read from the environment; the user's own stays."""
+    # Without it cuBLAS has no deterministic algorithms (cuBLAS manual, "Results reproducibility").
+    env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _number(env: Mapping[str, str], name: str) -> int:

@@ -26,7 +26,7 @@ from vlm.data.row import BadRow, Row, read_row
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
 _CHUNK = 64
 
 

@@ -20,11 +20,11 @@ def split_rows(rows: DecodedRows, val_fraction: float, split_by: str, seed: int)
     if not val_fraction:
         return usable, usable[:0]
     groups = _groups(rows, usable, by_caption=split_by == "caption")
-    _, first = np.unique(groups, return_index=True)
-    names = [_order(rows, int(usable[i]), split_by, seed) for i in first]
-    count = len(names)
+    by_hash = np.argsort(np.array([_order(rows, int(row), split_by, seed) for row in usable]))
+    _, first = np.unique(groups[by_hash], return_index=True)  # a group stands where the first of its hashes stands
+    count = len(first)
     n_val = min(max(round(val_fraction * count), 1), count - 1)
-    chosen = np.argsort(np.array(names))[:n_val]
+    chosen = np.argsort(first)[:n_val]
     validates = np.isin(groups, chosen)
     return usable[~validates], usable[validates]
 

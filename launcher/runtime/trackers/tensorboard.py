@@ -25,7 +25,8 @@ class TensorBoard:
 
     def __init__(self, rundir: RunDir, config: Mapping[str, Any], science: Mapping[str, Any], step: int) -> None:
         self._science = science
-        self._writer = SummaryWriter(str(rundir.tensorboard), purge_step=step + 1 if step else None, flush_secs=10)
+        # At step 0 too: it drops what an attempt without a checkpoint left, and TensorBoard heeds only later marks.
+        self._writer = SummaryWriter(str(rundir.tensorboard), purge_step=step + 1 if step else 0, flush_secs=10)
         self._writer.add_text("config", f"```json\n{json.dumps(config, indent=2)}\n```", step)
 
     def log(self, values: Mapping[str, Value], step: int) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from launcher.runtime.identity import canonical_json, run_id
 
-law = settings(max_examples=100, deadline=None)
+law = settings(max_examples=100)
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(

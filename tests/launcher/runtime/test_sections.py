@@ -16,7 +16,7 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.identity import canonical_json, run_id
 from launcher.runtime.sections import Section, added, execution, flat, halves, hashed, merged, nearest, parse
 
-law = settings(max_examples=60, deadline=None)
+law = settings(max_examples=60)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,15 @@ def test_a_border_inside_a_crlf_a_doubled_quote_or_a_character_splits_no_row(tmp
     ]
 
 
+def test_a_byte_order_mark_counts_at_the_beginning_of_the_file_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm.data.csv_index._BLOCK", 6)
+    rows = [["a", "bb"], ["\ufeff", "\ufeffx\ufeff"], ["1", "\ufeff\ufeff"], ["2", "34"]]
+    for before in range(6):  # each of the marks comes to stand at the beginning of a block
+        rows[0][0] = "a" * (before + 1)
+        data = "\ufeff" + "".join(",".join(row) + "\n" for row in rows)
+        assert read_by_index(written(tmp_path, data.encode()), tmp_path / "cache") == rows
+
+
 def test_rows_can_be_read_in_any_order(tmp_path):
     index = open_index(
         written(tmp_path, b"n,square\n" + b"".join(b"%d,%d\n" % (i, i * i) for i in range(50))), tmp_path

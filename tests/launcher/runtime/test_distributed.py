@@ -1,0 +1,100 @@
+"""Collectives: in a world of one, and over two real processes that gloo joins."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from launcher.runtime.distributed import any_rank, process_group, require_device, sum_over_ranks
+from launcher.runtime.errors import UserError
+from launcher.runtime.world import World
+
+_RANK = """
+import json, os
+import torch
+import torch.distributed as dist
+from launcher.runtime.distributed import any_rank, process_group, sum_over_ranks
+from launcher.runtime.world import World
+
+world = World.from_env(os.environ, "cpu")
+with process_group(world):
+    values = torch.tensor([1.5, 10.0]) * (world.rank + 1)
+    said = {
+        "rank": dist.get_rank(),
+        "backend": dist.get_backend(),
+        "sum": sum_over_ranks(values).tolist(),
+        "in place": values.tolist(),
+        "none": any_rank(False, "cpu"),
+        "only one": any_rank(world.rank == 1, "cpu"),
+        "all": any_rank(True, "cpu"),
+    }
+said["open"] = dist.is_initialized()
+print(json.dumps(said))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def two_ranks():
+    """What each of two ranks found."""
+    port = str(free_port())
+    started = []
+    for rank in range(2):
+        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        env = ["env", *(f"{k}={v}" for k, v in variables.items()), "MASTER_ADDR=127.0.0.1", f"MASTER_PORT={port}"]
+        started.append(subprocess.Popen([*env, sys.executable, "-c", _RANK], stdout=subprocess.PIPE, text=True))
+    answers = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    return [json.loads(answer) for answer in answers]
+
+
+def test_two_processes_are_one_group_of_gloo_for_the_time_of_the_block(two_ranks):
+    assert [said["rank"] for said in two_ranks] == [0, 1]
+    assert {said["backend"] for said in two_ranks} == {"gloo"}
+    assert [said["open"] for said in two_ranks] == [False, False]
+
+
+def test_a_sum_is_over_all_ranks_elementwise_and_in_place(two_ranks):
+    for said in two_ranks:
+        assert said["sum"] == [4.5, 30.0]
+        assert said["in place"] == [4.5, 30.0]
+
+
+def test_one_rank_is_enough_for_all_to_say_yes(two_ranks):
+    for said in two_ranks:
+        assert (said["none"], said["only one"], said["all"]) == (False, True, True)
+
+
+def test_a_world_of_one_needs_no_group():
+    with process_group(World()):
+        assert not dist.is_initialized()
+        values = torch.tensor([1.0, 2.0])
+        assert sum_over_ranks(values) is values
+        assert values.tolist() == [1.0, 2.0]
+        assert (any_rank(True, "cpu"), any_rank(False, "cpu")) == (True, False)
+
+
+def test_the_cpu_is_always_there():
+    assert require_device("cpu") is None
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", ""])
+def test_a_device_of_another_name_is_refused(device):
+    with pytest.raises(UserError, match=f"^device '{device}': should be cpu or cuda$"):
+        require_device(device)
+
+
+def test_a_gpu_that_is_not_here_is_refused_with_what_to_do():
+    with pytest.raises(UserError, match=r"^device 'cuda:99': .*; use cpu \(hardware=cpu, --device cpu\)$"):
+        require_device("cuda:99")

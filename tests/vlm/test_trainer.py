@@ -1,0 +1,183 @@
+"""The training loop: what a step's loss is, over micro-batches and ranks; what a run leaves; learning at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from launcher.runtime.curves import read_series
+from launcher.runtime.errors import TrainingFailed
+from launcher.runtime.session import Session
+from launcher.runtime.world import World
+from tests.conftest import PHOTOS, picture, small, write_csv
+from tests.vlm.conftest import run_ranks
+from vlm.data.dataset import open_data
+from vlm.data.loader import StepDataset
+from vlm.model.vlm import token_loss_sum
+from vlm.trainer import Trainer
+from vlm.validation import contact_sheet, exact_match, mean_loss
+from vlm.watch import LossWatch
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    """Captions of very different lengths: a mean of means would be wrong by much."""
+    rows = [(picture(i), "abc " * (1 + (i * 7) % 11)) for i in range(14)]
+    return f"data.path={write_csv(tmp_path / 'uneven.csv', rows)}"
+
+
+@pytest.fixture
+def losses(values, tmp_path, uneven):
+    """``losses("hardware.micro_batch=2", ranks=2)``: training losses by step, the validation loss, the weights' sum."""
+    from launcher.plan import make_plan
+    from launcher.runtime.job import run_job
+    from launcher.runtime.signals import StopFlag
+
+    def run(*overrides, ranks=1):
+        name = f"launch.name=run{len(list(tmp_path.glob('runs/*')))}"
+        words = ("data=csv", uneven, "precision=fp32", "tracker=csv", "trainer.max_steps=12", name, *overrides)
+        plan = make_plan(values(*small(*words)), default_name="x", cwd=tmp_path)
+        if ranks == 1:
+            run_job(plan, {}, StopFlag())
+        else:
+            run_ranks(plan, ranks)
+        summary = json.loads(plan.rundir.summary.read_text())
+        series = read_series(plan.rundir.metrics)
+        return series["train/loss"][1], summary["val_loss"], summary["weights_sha256"]
+
+    return run
+
+
+def test_accumulation_does_not_change_the_loss(losses):
+    whole, val, _ = losses("trainer.batch_size=5")
+    for size in (1, 2, 3):
+        split, split_val, _ = losses("trainer.batch_size=5", f"hardware.micro_batch={size}")
+        assert split == pytest.approx(whole, abs=1e-4) and split_val == pytest.approx(val, abs=1e-4)
+
+
+def test_two_and_three_ranks_train_as_one_does(losses):
+    one, val, _ = losses("trainer.batch_size=5")
+    for ranks in (2, 3):
+        many, many_val, _ = losses("trainer.batch_size=5", "hardware.micro_batch=1", ranks=ranks)
+        assert many == pytest.approx(one, abs=1e-4) and many_val == pytest.approx(val, abs=1e-4)
+
+
+def test_more_ranks_than_samples_in_the_last_batch(losses):
+    one, _, _ = losses("trainer.batch_size=3", "data.val_fraction=0.2")  # 11 rows: the last batch has 2
+    three, _, _ = losses("trainer.batch_size=3", "data.val_fraction=0.2", ranks=3)
+    assert three == pytest.approx(one, abs=1e-4)
+
+
+def test_the_same_run_gives_the_same_bits_whoever_prepares_the_data(losses):
+    sums = {losses("model.dropout=0.2", "data.augment_shift=2", f"data.workers={n}")[2] for n in (0, 0, 2)}
+    assert len(sums) == 1
+
+
+def session_for(config, world=None):
+    """A session that holds what the trainer's own step needs."""
+    session = object.__new__(Session)
+    session.config, session.world = config, world or World()
+    return session
+
+
+def test_a_steps_loss_is_the_mean_over_target_tokens_in_gradients_too(config, uneven):
+    settled = config("data=csv", uneven, "trainer.batch_size=4", "trainer.grad_clip=0")
+    data = open_data(settled)
+    step = StepDataset(data, settled, World())[0]
+    trainer = Trainer(session_for(settled), data)
+    reference = Trainer(session_for(settled), data).model
+    total = count = 0
+    for row in step.micro_batches[0].rows:
+        one = data.rows.batch(np.array([int(row)]))
+        total = total + token_loss_sum(reference(one.images, one.inputs), one.targets)
+        count += int((one.targets >= 0).sum())
+    (total / count).backward()
+    loss = trainer.train_step(0, step)
+    assert float(loss) == pytest.approx(float((total / count).detach()), rel=1e-5)
+    for mine, theirs in zip(trainer.model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(config):
+    settled = config("trainer.grad_clip=0.01")
+    data = open_data(settled)
+    trainer = Trainer(session_for(settled), data)
+    trainer.train_step(0, trainer.steps[0])
+    norm = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm()
+    assert 0.0099 < float(norm) <= 0.01001
+
+
+def test_validation_counts_every_token_once(config, uneven):
+    settled = config("data=csv", uneven, "data.val_fraction=0.4")
+    data = open_data(settled)
+    trainer = Trainer(session_for(settled), data)
+    means = [mean_loss(trainer.model, data.rows, data.val, n, World(), trainer.precision) for n in (1, 2, 100)]
+    assert means == pytest.approx([means[0]] * 3, rel=1e-5)
+
+
+def test_epochs_see_every_row_once_each_with_a_smaller_last_batch(train):
+    plan, _ = train("trainer.max_steps=null", "trainer.epochs=2", "trainer.batch_size=7", "trainer.log_samples=true")
+    rows = list(csv.DictReader(plan.rundir.samples.read_text().splitlines()))
+    per_epoch = len({r["sample_id"] for r in rows})
+    assert len(rows) == 2 * per_epoch and per_epoch % 7 != 0
+    for epoch in (rows[:per_epoch], rows[per_epoch:]):
+        assert len({r["sample_id"] for r in epoch}) == per_epoch
+    assert int(rows[-1]["step"]) == 2 * -(-per_epoch // 7)
+
+
+def test_without_validation_rows_there_is_no_validation_loss(train):
+    plan, outcome = train("data.val_fraction=0")
+    assert outcome.summary["val_loss"] is None and outcome.summary["train_loss"] > 0
+    assert "val/loss" not in read_series(plan.rundir.metrics)
+
+
+def test_every_phase_of_a_step_is_timed(train):
+    plan, _ = train()
+    series = read_series(plan.rundir.metrics)
+    for phase in ("data", "forward", "backward", "optimizer", "total"):
+        assert len(series[f"time/{phase}"][1]) == 6 and all(s > 0 for s in series[f"time/{phase}"][1])
+    header = plan.rundir.timings.read_text().splitlines()[0]
+    assert header == "step,data_s,forward_s,backward_s,optimizer_s,total_s"
+
+
+def test_checkpoint_off_keeps_numbers_only(train):
+    plan, outcome = train("checkpoint=off")
+    assert outcome.state == "COMPLETED" and not plan.rundir.list_checkpoints("step")
+    assert not plan.rundir.list_checkpoints("best")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(value):
+    watch = LossWatch("cpu")
+    watch.add(1, torch.tensor(1.0))
+    with pytest.raises(TrainingFailed, match="step 2: the loss is"):
+        watch.add(2, torch.tensor(value))
+
+
+def test_exact_match_and_its_contact_sheet():
+    pairs = [("a", "a"), ("b\0 long " * 30, "c")]
+    assert exact_match(pairs) == 0.5 and exact_match([]) == 0
+    sheet = contact_sheet(np.zeros((2, 3, 16, 16), np.uint8), pairs)
+    assert sheet.dtype == np.uint8 and sheet.ndim == 3 and sheet.shape[2] == 3 and sheet.shape[0] == 2 * 102
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same(losses):
+    eager, _, _ = losses()
+    compiled, _, _ = losses("trainer.compile=true")
+    assert compiled == pytest.approx(eager, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_photographs_of_a_users_csv_are_learnt_by_heart(command, tmp_path):
+    """The command of the README, on 24 real pictures: PNG, JPEG and WebP, grey and palette too."""
+    done = command("-m", "launcher.run", "data=csv", f"data.path={PHOTOS}", "data.val_fraction=0", timeout=600)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs" / "tiny-csv").iterdir()
+    assert json.loads((run / "summary.json").read_text())["train_loss"] < 0.1
+    scored = json.loads(command("-m", "vlm", "evaluate", str(run), "--json").stdout)
+    assert scored["splits"]["train"]["rows"] == 24 and scored["splits"]["train"]["exact"] >= 22
