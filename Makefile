@@ -25,8 +25,9 @@ lint: install
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# One thread a process: the tests run side by side on all cores.
 unit: install
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
 
 install: $(INSTALLED)
 

@@ -31,7 +31,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(told(error)) from None
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    named = {str(key): value for key, value in values.items()}
+    for key, value in flat(named).items():
+        if isinstance(value, str) and not value.isprintable():
+            raise UserError(f"{key}={value!r}: holds characters that cannot be printed")
+    return named
 
 
 def told(error: Exception) -> str:

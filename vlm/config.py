@@ -18,6 +18,7 @@ from launcher.runtime.sections import Section, execution
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -89,7 +90,7 @@ class DataConfig(Section):
     """Share of the pictures kept for validation; 0: none."""
     split_by: Literal["image", "caption"]
     """Rows that share a picture (or a picture or a caption) stand on the same side of the split."""
-    split_seed: NotNegative
+    split_seed: Seed
     """Which pictures are kept for validation."""
     on_error: Literal["raise", "skip"]
     """A row that cannot be read stops the run, or is left out and counted."""
@@ -133,7 +134,7 @@ class ShapesData(DataConfig):
     """Scenes to render."""
     px: Annotated[int, Field(ge=16, le=1024)]
     """Pixels on a side of a rendered picture."""
-    seed: NotNegative
+    seed: Seed
     """Which scenes are drawn."""
     shapes: list[Literal["circle", "square", "triangle", "cross", "diamond", "ring"]]
     colors: list[Literal["red", "green", "blue", "yellow", "purple", "orange", "cyan", "white"]]
@@ -212,7 +213,7 @@ class TrainerConfig(Section):
     """Passes over the training rows."""
     batch_size: Positive
     """Global batch: samples of one optimizer step, over all ranks and accumulation."""
-    seed: NotNegative
+    seed: Seed
     """Initial weights, order of samples, dropout, augmentation."""
     grad_clip: NotNegativeFloat
     """Largest L2 norm of the gradient; 0: no clipping."""

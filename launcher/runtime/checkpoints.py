@@ -74,7 +74,8 @@ class Checkpoints:
         if final.exists():  # this attempt has committed this step already
             return final
         aside = final.with_name(f".tmp-{final.name}")
-        shutil.rmtree(aside, ignore_errors=True)
+        for left_by_a_crash in final.parent.glob(".tmp-*"):  # one process writes here: it holds the run's lock
+            shutil.rmtree(left_by_a_crash)
         try:
             aside.mkdir(parents=True)
             with (aside / name).open("wb") as file:

@@ -82,8 +82,12 @@ def logging_to(path: Path, *, visible: bool) -> Iterator[Console]:
 
 
 def _terminal_handler(console: Console) -> logging.Handler:
+    handler: logging.Handler
     if console.is_terminal:
-        return RichHandler(console=console, show_path=False, show_level=False, markup=False)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    # A traceback goes to the file; the command that it ends prints it on the terminal.
+    handler.addFilter(lambda record: record.exc_info is None)
     return handler

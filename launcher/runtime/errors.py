@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable
@@ -59,7 +60,11 @@ def guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitCode.STOPPED_NOT_SAVED
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f"{error.filename}: " if error.filename else ""
+            say_error(UserError(f"{where}{error.strerror}; make room, then the same command goes on"))
+            return ExitCode.USER_ERROR
         traceback.print_exc()
         print("this is a bug in seemore-launcher: please report it with the lines above", file=sys.stderr)
         return ExitCode.BUG

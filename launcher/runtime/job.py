@@ -83,6 +83,8 @@ def _attempt(plan: Plan, world: World, stop: StopFlag, meter: Meter) -> Outcome:
     rundir = plan.rundir
     attempt = 1 + sum(event["event"] == "start" for event in rundir.attempt_events())
     started = time.monotonic()
+    if world.is_main:
+        rundir.summary.unlink(missing_ok=True)  # an earlier attempt's, which failed
     _event(rundir, world, "start", attempt, step=None)
     session = _session(plan, world, stop, meter, attempt)
     reason, code = "", ExitCode.BUG

@@ -109,6 +109,8 @@ class Session:
                 objects with ``state_dict()``.
             metric: a validation result, smaller is better; of the best one ``model`` and the plain values are kept.
         """
+        if "session" in state:
+            raise ValueError("the state may not have a key 'session': it is the session's own")
         self._state = state
         self._stateful = [name for name, value in state.items() if hasattr(value, "state_dict")]
         self.step = int(state["step"])

@@ -33,9 +33,9 @@ class StepTable:
 
 
 def _rows_up_to(path: Path, step: int) -> list[list[str]]:
-    """Rows of an earlier attempt up to ``step``; a row torn by a crash is shorter than the header and dropped."""
+    """Rows of an earlier attempt up to ``step``; a row torn by a crash, without its end of line, is dropped."""
     if not path.exists() or step == 0:
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
+    whole_lines, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    header, *rows = csv.reader(io.StringIO(whole_lines, newline=""))
     return [row for row in rows if len(row) == len(header) and int(row[0]) <= step]

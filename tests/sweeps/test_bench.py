@@ -16,7 +16,7 @@ def rows(capsys, *words):
 
 
 def test_step_compares_both_sides_and_their_losses(capsys):
-    speeds, losses = rows(capsys, "step", "--rounds", "1", "--batch", "2", "--text", "8")
+    speeds, losses = rows(capsys, "step", "--rounds", "1", "--batch", "2", "--text", "8", "--dropout", "0.1", "0")
     assert [(r["dropout"], r["precision"]) for r in speeds] == [
         (0.1, "fp32"),
         (0.1, "bf16"),

@@ -53,13 +53,13 @@ def test_the_state_dict_given_is_left_as_it_was(weights):
 @pytest.mark.parametrize("name", ["decoder.lm_head.bias", "vision_encoder.blocks.0.ffn.2.weight"])
 def test_a_missing_parameter_is_named(weights, name):
     del weights[name]
-    with pytest.raises(UserError, match=f"seed.pth: is no seemore checkpoint: it has no .*{name}"):
+    with pytest.raises(UserError, match=rf"seed\.pth: is no seemore checkpoint: it has no .*{name}"):
         from_seed(weights, "seed.pth")
 
 
 def test_a_block_without_heads_is_named(weights):
     without = {n: t for n, t in weights.items() if ".attn.heads." not in n}
-    with pytest.raises(UserError, match="heads.0.query.weight"):
+    with pytest.raises(UserError, match=r"heads\.0\.query\.weight"):
         from_seed(without, "seed.pth")
 
 

@@ -92,8 +92,13 @@ def test_a_converted_seed_keeps_its_numbers_and_captions_pictures(capsys, tmp_pa
 
 @pytest.mark.parametrize(
     ("alphabet", "prompt", "expected"),
-    [(None, "a", "--characters"), ("abcd", "a", "5 tokens; the checkpoint has 6"), ("abcde", "", "--prompt"), ("abcde", "z", "'z'")],
-)  # fmt: skip
+    [
+        (None, "a", "--characters"),
+        ("abcd", "a", "5 tokens; the checkpoint has 6"),
+        ("abcde", "", "--prompt"),
+        ("abcde", "z", "'z'"),
+    ],
+)
 def test_a_seed_without_what_it_needs_says_so(capsys, tmp_path, alphabet, prompt, expected):
     sizes = {"width": 16, "vision": 32, "layers": 1, "blocks": 1, "heads": 2, "img": 16, "patch": 8, "positions": 30}
     torch.save(reference.random_weights(vocab=6, **sizes), tmp_path / "seed.pth")

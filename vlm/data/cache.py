@@ -10,17 +10,16 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from launcher.runtime.errors import UserError
+from vlm.data.build_once import build_once
 from vlm.data.csv_index import CsvIndex
 from vlm.data.row import BadRow, Row, read_row
 
@@ -76,11 +75,8 @@ def open_decoded(
     """
     key = hashlib.sha256(repr((_FORMAT, index.digest, image_column, caption_column)).encode()).hexdigest()[:24]
     folder = cache_dir / "decoded" / f"{key}-{size}px"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not folder.exists():
-                _build(index, image_column, caption_column, size, on_error, folder)
+    columns = index.header.index(image_column), index.header.index(caption_column)
+    build_once(folder, lambda aside: _build(index, columns, size, on_error, aside))
     decoded = _open(folder, len(index), size)
     if decoded.bad and on_error == "raise":
         row, reason = min(decoded.bad.items())
@@ -114,39 +110,31 @@ def _mapped(path: Path, kind: str) -> np.ndarray:
     return np.asarray(np.memmap(path, kind, "r")) if path.stat().st_size else np.empty(0, kind)
 
 
-def _build(index: CsvIndex, image_column: str, caption_column: str, size: int, on_error: str, folder: Path) -> None:
+def _build(index: CsvIndex, columns: tuple[int, int], size: int, on_error: str, folder: Path) -> None:
     log.info("decoding %d pictures of %s at %d px, once for all runs", len(index), index.path, size)
-    columns = index.header.index(image_column), index.header.index(caption_column)
-    aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
     bad: dict[int, str] = {}
     end = 0
-    try:
-        with (
-            (aside / "images.u8").open("wb") as images,
-            (aside / "picture_ids.v16").open("wb") as ids,
-            (aside / "captions.u8").open("wb") as captions,
-            (aside / "caption_ends.i64").open("wb") as ends,
-            (aside / "caption_chars.i64").open("wb") as chars,
-        ):
-            for number, row in enumerate(_rows(index, columns, size)):
-                if isinstance(row, BadRow):
-                    if on_error == "raise":
-                        raise _bad_row(index.path, number, str(row))
-                    bad[number] = str(row)
-                    row = Row(np.zeros((3, size, size), np.uint8), "", bytes(16))
-                text = row.caption.encode()
-                end += len(text)
-                images.write(row.pixels.data)
-                ids.write(row.picture_id)
-                captions.write(text)
-                ends.write(np.int64(end).tobytes())
-                chars.write(np.int64(len(row.caption)).tobytes())
-        (aside / "rows.json").write_text(json.dumps({"bad": bad}))
-        aside.rename(folder)
-    except OSError as error:
-        raise UserError(f"cache {folder.parent}: {error.strerror or error}; choose another data.cache_dir") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with (
+        (folder / "images.u8").open("wb") as images,
+        (folder / "picture_ids.v16").open("wb") as ids,
+        (folder / "captions.u8").open("wb") as captions,
+        (folder / "caption_ends.i64").open("wb") as ends,
+        (folder / "caption_chars.i64").open("wb") as chars,
+    ):
+        for number, row in enumerate(_rows(index, columns, size)):
+            if isinstance(row, BadRow):
+                if on_error == "raise":
+                    raise _bad_row(index.path, number, str(row))
+                bad[number] = str(row)
+                row = Row(np.zeros((3, size, size), np.uint8), "", bytes(16))
+            text = row.caption.encode()
+            end += len(text)
+            images.write(row.pixels.data)
+            ids.write(row.picture_id)
+            captions.write(text)
+            ends.write(np.int64(end).tobytes())
+            chars.write(np.int64(len(row.caption)).tobytes())
+    (folder / "rows.json").write_text(json.dumps({"bad": bad}))
 
 
 def _rows(index: CsvIndex, columns: tuple[int, int], size: int) -> Iterator[Row | BadRow]:
@@ -163,7 +151,8 @@ def _rows(index: CsvIndex, columns: tuple[int, int], size: int) -> Iterator[Row 
         except ValueError as error:
             return BadRow(str(error))
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        warnings.simplefilter("ignore")  # Pillow's remarks name no row; what makes a row unusable is an error
         yield from _in_chunks(pool.map, read, len(index))
 
 

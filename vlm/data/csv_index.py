@@ -10,17 +10,15 @@ import hashlib
 import io
 import json
 import os
-import shutil
-import tempfile
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from launcher.runtime.errors import UserError
+from vlm.data.build_once import build_once
 
 _BLOCK = 4 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -81,19 +79,16 @@ def open_index(path: Path, cache_dir: Path) -> CsvIndex:
     Raises:
         UserError: there is no such file, it is empty, no CSV, or its quotes do not close.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no file")
     try:
+        path.open("rb").close()  # may it be read?
         stat = path.stat()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    if not path.is_file():
-        raise UserError(f"{path}: is no file")
     identity = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     folder = cache_dir / "index" / hashlib.sha256(repr(identity).encode()).hexdigest()[:24]
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not folder.exists():
-                _build(path, folder)
+    build_once(folder, lambda aside: _build(path, aside))
     found = json.loads((folder / "index.json").read_text())
     size = (folder / "spans.i64").stat().st_size
     spans = np.memmap(folder / "spans.i64", np.int64, "r").reshape(-1, 2) if size else np.empty((0, 2), np.int64)
@@ -101,14 +96,9 @@ def open_index(path: Path, cache_dir: Path) -> CsvIndex:
 
 
 def _build(path: Path, folder: Path) -> None:
-    aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
-    try:
-        with path.open("rb") as file, (aside / "spans.i64").open("wb") as spans:
-            digest, header = _scan(file, spans, path)
-        (aside / "index.json").write_text(json.dumps({"digest": digest, "header": header}))
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with path.open("rb") as file, (folder / "spans.i64").open("wb") as spans:
+        digest, header = _scan(file, spans, path)
+    (folder / "index.json").write_text(json.dumps({"digest": digest, "header": header}))
 
 
 def _scan(file: io.BufferedReader, spans: io.BufferedWriter, path: Path) -> tuple[str, list[str]]:

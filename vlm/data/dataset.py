@@ -110,7 +110,7 @@ def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Captio
         )
     tokenizer = tokenizer or _tokenizer(config.tokenizer, decoded, train)
     rows = CaptionRows(decoded, tokenizer)
-    _check_lengths(rows, np.concatenate([train, val]), config.model.max_text)
+    _check_lengths(rows, np.concatenate([train, val]), config.model.max_text, data_file(config.data))
     return CaptionData(rows, train, val, tokenizer)
 
 
@@ -140,12 +140,12 @@ def _tokenizer(config: TokenizerConfig, decoded: DecodedRows, train: np.ndarray)
     return CharTokenizer.of(decoded.caption(int(row)) for row in train)
 
 
-def _check_lengths(rows: CaptionRows, chosen: np.ndarray, max_text: int) -> None:
+def _check_lengths(rows: CaptionRows, chosen: np.ndarray, max_text: int, path: Path) -> None:
     """Refuse captions that the model cannot hold: cutting them off would train another task in silence."""
     positions = rows.lengths(chosen) + 1
     longest = int(positions.argmax())
     if positions[longest] > max_text:
         raise UserError(
-            f"row {chosen[longest] + 1}: its caption takes {positions[longest]} positions, the model has {max_text} "
-            f"for text; raise model.positions by at least {positions[longest] - max_text}, or shorten the caption"
+            f"{path}: row {chosen[longest] + 1}: its caption takes {positions[longest]} positions, the model has "
+            f"{max_text} for text; raise model.positions by at least {positions[longest] - max_text}"
         )

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+# Streams of ``uniform``: each use draws its own numbers.
+_SHIFT_X, _SHIFT_Y, _FLIP, _SHUFFLE = range(4)
+
 
 class Order:
     """The order of the training samples ``rows`` (row numbers), in global batches of ``batch_size``."""
@@ -32,8 +35,8 @@ class Order:
         """Row numbers of the global batch of step ``step`` (from 0)."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._shuffled_epoch:  # only so as not to shuffle anew each step
-            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            self._shuffled_epoch, self._shuffled = epoch, generator.permutation(self.rows)
+            draws = uniform(self.seed, epoch, self.rows, _SHUFFLE)  # ours: numpy's own draws change between versions
+            self._shuffled_epoch, self._shuffled = epoch, self.rows[np.argsort(draws, kind="stable")]
         return self._shuffled[place * self.batch_size :][: self.batch_size]
 
 
@@ -69,12 +72,15 @@ def augmented(images: np.ndarray, shift: int, flip: bool, seed: int, epoch: int,
     """Shift each of ``images: (B, 3, H, W) uint8`` by up to ``shift`` pixels (edges repeated), mirror some."""
     result = images
     if shift:
-        dx, dy = (np.floor(uniform(seed, epoch, samples, s) * (2 * shift + 1)).astype(int) - shift for s in (0, 1))
+        dx, dy = (
+            np.floor(uniform(seed, epoch, samples, s) * (2 * shift + 1)).astype(int) - shift
+            for s in (_SHIFT_X, _SHIFT_Y)
+        )
         rows = np.clip(np.arange(images.shape[2])[None, :] + dy[:, None], 0, images.shape[2] - 1)
         cols = np.clip(np.arange(images.shape[3])[None, :] + dx[:, None], 0, images.shape[3] - 1)
         index = np.arange(len(images))[:, None, None, None], np.arange(3)[None, :, None, None]
         result = images[index[0], index[1], rows[:, None, :, None], cols[:, None, None, :]]
     if flip:
-        mirrored = uniform(seed, epoch, samples, 2) < 0.5
+        mirrored = uniform(seed, epoch, samples, _FLIP) < 0.5
         result = np.where(mirrored[:, None, None, None], result[..., ::-1], result)
     return result

@@ -12,17 +12,15 @@ import hashlib
 import io
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image, ImageDraw
 
 from vlm.config import ShapesData
+from vlm.data.build_once import build_once
 from vlm.data.order import uniform
 
 log = logging.getLogger(__name__)
@@ -70,11 +68,7 @@ def scene_files(data: ShapesData) -> tuple[Path, Path | None]:
     params = {name: getattr(data, name) for name in sorted(looks)} | {"format": _FORMAT}
     key = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:24]
     folder = Path(data.cache_dir) / "shapes" / key
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not folder.exists():
-                _build(data, folder)
+    build_once(folder, lambda aside: _build(data, aside))
     return folder / "scenes.csv", folder / "unseen_pairs.csv" if data.unseen_pairs else None
 
 
@@ -116,15 +110,10 @@ def render(scene: list[Thing], data: ShapesData, jitter: np.ndarray) -> Image.Im
 def _build(data: ShapesData, folder: Path) -> None:
     log.info("rendering %d scenes, once for all runs", data.count)
     held_out = unseen_pairs(data)
-    aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
-    try:
-        _write(aside / "scenes.csv", data, data.count, 0, lambda scene: not _pairs(scene) & held_out)
-        if held_out:
-            n_unseen = max(round(data.count * UNSEEN_SHARE), 1)
-            _write(aside / "unseen_pairs.csv", data, n_unseen, 1, lambda scene: bool(_pairs(scene) & held_out))
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    _write(folder / "scenes.csv", data, data.count, 0, lambda scene: not _pairs(scene) & held_out)
+    if held_out:
+        n_unseen = max(round(data.count * UNSEEN_SHARE), 1)
+        _write(folder / "unseen_pairs.csv", data, n_unseen, 1, lambda scene: bool(_pairs(scene) & held_out))
 
 
 def _write(path: Path, data: ShapesData, count: int, part: int, wanted: Callable[[list[Thing]], bool]) -> None:

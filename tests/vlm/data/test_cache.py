@@ -231,7 +231,7 @@ def test_a_full_disk_is_the_users_to_mend_and_leaves_nothing_behind(tmp_path, da
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        with pytest.raises(UserError, match=r"cache .*choose another data.cache_dir"):
+        with pytest.raises(UserError, match=r"cache .*choose another folder"):
             open_decoded(index, *COLUMNS, 64, "raise", tmp_path / "cache")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
