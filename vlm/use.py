@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ def _config(trained: Trained) -> TrainConfig:
 
 def _picture(file: Path, size: int) -> np.ndarray:
     try:
-        return resized(decode_picture(file.read_bytes()), size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what makes a picture unusable is an error
+            return resized(decode_picture(file.read_bytes()), size)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror or error}") from None
     except BadRow as error:

@@ -166,7 +166,7 @@ def test_exact_match_and_its_contact_sheet():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecates
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of torch
 def test_a_compiled_model_learns_the_same(losses):
     eager, _, _ = losses()
     compiled, _, _ = losses("trainer.compile=true")

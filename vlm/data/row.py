@@ -56,7 +56,7 @@ def decode_picture(data: bytes) -> Image.Image:
             raise BadRow(f"the picture claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}: refused")
         image.load()
         image = ImageOps.exif_transpose(image)
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRow(f"the picture is refused: {error}") from None
     except UnidentifiedImageError:
         raise BadRow(f"the picture is no readable {', '.join(FORMATS)} file") from None
