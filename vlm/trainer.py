@@ -52,7 +52,7 @@ class Trainer:
         """Train from the last checkpoint, or from the start, to the last step or until the session says stop."""
         self.session.expect(self.total_steps)
         step = self._restore()
-        with self._sample_log(step) as samples:
+        with _SampleLog(self, step) as samples:
             began, seen = time.perf_counter(), 0
             for data in self._stream(step):
                 loss = self.train_step(step, data)
@@ -182,9 +182,6 @@ class Trainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.precision.scaler.load_state_dict(saved["scaler"])
         return int(saved["step"])
-
-    def _sample_log(self, step: int) -> Any:
-        return _SampleLog(self, step)
 
 
 class _SampleLog(ExitStack):

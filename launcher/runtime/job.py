@@ -136,7 +136,8 @@ def _finish(plan: Plan, session: Any, extra: Mapping[str, Any], wall_s: float) -
         if session.world.is_main:
             session.write_status("PREEMPTED", "stopped on request")
             session.close_trackers({})
-        return Outcome("PREEMPTED", ExitCode.STOPPED_SAVED, {})
+        saved = session.saved_step == session.step or not session.world.is_main
+        return Outcome("PREEMPTED", ExitCode.STOPPED_SAVED if saved else ExitCode.STOPPED_NOT_SAVED, {})
     weights = session.finish(plan.settings().checkpoint.at_end or "state")
     last = session.last
     summary = {
