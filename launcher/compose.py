@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -36,6 +37,17 @@ def plain(config: DictConfig) -> dict[str, Any]:
         if isinstance(value, str) and not value.isprintable():
             raise UserError(f"{key}={value!r}: holds characters that cannot be printed")
     return named
+
+
+def require_basic_launcher(choices: Mapping[str, str | None]) -> None:
+    """See that runs are to be trained in this process: nobody trains on a login node by mistake.
+
+    Raises:
+        UserError: another ``hydra/launcher`` is chosen.
+    """
+    launcher = choices.get("hydra/launcher")
+    if launcher != "basic":
+        raise UserError(f"hydra/launcher={launcher}: not supported yet (allowed: basic, which trains here)")
 
 
 def told(error: Exception) -> str:

@@ -73,10 +73,11 @@ def _compose(on_config: Any) -> None:
 
 
 def _plan(config: DictConfig, choices: dict[str, str | None]) -> Plan:
-    from launcher.compose import plain
+    from launcher.compose import plain, require_basic_launcher
     from launcher.naming import default_name
     from launcher.plan import make_plan
 
+    require_basic_launcher(choices)
     return make_plan(plain(config), default_name=default_name(choices), cwd=Path.cwd())
 
 

@@ -9,7 +9,7 @@ from launcher.runtime.errors import guarded
 from sweeps.bench import add_bench
 
 _DESCRIPTION = """\
-Measure this machine: speeds as ratios from one run, the two sides taking turns.
+Measure this machine (all of it, or one): speeds as ratios from one run, the two sides taking turns.
 
   python -m sweeps bench step      an optimizer step of model=seemore against a plain implementation
   python -m sweeps bench loader    a warm epoch of the loader against pandas + base64 + Pillow

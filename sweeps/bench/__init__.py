@@ -1,17 +1,29 @@
-"""Benchmarks: each prints its figures as a table or as JSON."""
+"""Benchmarks: each prints its figures as a table or as JSON; without a name all of them run."""
 
 from __future__ import annotations
 
 import argparse
 
+from launcher.runtime.errors import ExitCode
 from sweeps.bench import help_start, loader, memory, step
+
+_BENCHMARKS = (step, loader, memory, help_start)
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` a sub-command for each benchmark."""
-    commands = parser.add_subparsers(required=True, metavar="WHAT")
-    for benchmark in (step, loader, memory, help_start):
+    parser.set_defaults(command=_run_all)
+    commands = parser.add_subparsers(metavar="WHAT")
+    for benchmark in _BENCHMARKS:
         one = commands.add_parser(benchmark.NAME, help=(benchmark.__doc__ or "").splitlines()[0])
         one.add_argument("--json", action="store_true", help="print JSON")
         benchmark.add_arguments(one)
         one.set_defaults(command=benchmark.run)
+
+
+def _run_all(args: argparse.Namespace) -> int:
+    for benchmark in _BENCHMARKS:
+        parser = argparse.ArgumentParser()
+        benchmark.add_arguments(parser)
+        benchmark.run(parser.parse_args([], argparse.Namespace(json=False)))
+    return ExitCode.DONE

@@ -134,6 +134,18 @@ def test_a_member_that_fails_while_it_runs_leaves_the_others_alone(command, tmp_
     assert states == ["COMPLETED", "FAILED"]
 
 
+def test_an_experiments_sweeper_params_are_swept(command, tmp_path):
+    done = command(*SWEEP, "hydra.sweeper.params={optim.lr: '1e-3,2e-3'}", "trainer.seed=1,2")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs").glob("*/*/summary.json"))) == 4
+
+
+def test_a_sweep_on_another_launcher_is_refused_before_it_starts(command, tmp_path):
+    done = command(*SWEEP, "hydra/launcher=submitit_local", "optim.lr=1,2")
+    assert done.returncode == 1 and "hydra/launcher=submitit_local" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
 def test_help_says_what_it_does_before_the_config(command):
     done = command("-m", "launcher.run", "--help")
     assert done.returncode == 0

@@ -20,9 +20,12 @@ class GridSweeper(BasicSweeper):
         Raises:
             UserError: members that do not fit, all of them named.
         """
-        from launcher.sweep import complete_members  # not while Hydra scans for plug-ins: that is part of every --help
+        # Not while Hydra scans for plug-ins: that is part of every --help.
+        from launcher.compose import require_basic_launcher
+        from launcher.sweep import complete_members
 
-        assert self.launcher is not None
+        assert self.launcher is not None and self.config is not None
+        require_basic_launcher(self.config.hydra.runtime.choices)
         params = [f"{key}={value}" for key, value in self.params.items()]
         parser = OverridesParser.create(config_loader=self._loader)
         overrides = parser.parse_overrides(params + arguments)
