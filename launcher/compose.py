@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -18,6 +20,13 @@ from launcher.runtime.sections import flat, nearest
 CONFIG_MODULE = "conf"
 CONFIG_NAME = "config"
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
+
+
+def is_hydras(error: Exception) -> bool:
+    """Whether ``error`` is Hydra's or OmegaConf's word on what was typed, of its own kind or raised by its own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    raised_in = Path(frames[-1].filename).parts if frames else ()
+    return isinstance(error, COMPOSITION_ERRORS) or (isinstance(error, ValueError) and "hydra" in raised_in)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 
-def environment(cwd: Path) -> dict[str, Any]:
-    """A record for ``plan.json``: JSON values only, and no environment variables (they may hold secrets)."""
-    return {"python": platform.python_version(), "platform": platform.platform(), "packages": _packages()} | _git(cwd)
+def environment(code: Path) -> dict[str, Any]:
+    """A record for ``plan.json`` of what runs the code in the folder ``code``.
+
+    JSON values only, and no environment variables: they may hold secrets.
+    """
+    return {"python": platform.python_version(), "platform": platform.platform(), "packages": _packages()} | _git(code)
 
 
 @cache
@@ -22,19 +25,19 @@ def _packages() -> dict[str, str]:
 
 
 @cache
-def _git(cwd: Path) -> dict[str, Any]:
-    """Commit of the worktree around ``cwd``, and a hash of what is changed in it; None where there is no git."""
-    sha = _ask_git(cwd, "rev-parse", "HEAD")
-    diff = _ask_git(cwd, "diff", "HEAD") if sha else None
+def _git(code: Path) -> dict[str, Any]:
+    """Commit of the worktree around ``code``, and a hash of what is changed in it; None where there is no git."""
+    sha = _ask_git(code, "rev-parse", "HEAD")
+    diff = _ask_git(code, "diff", "HEAD") if sha else None
     return {
         "git_sha": sha.decode().strip() if sha else None,
         "diff_id": hashlib.sha256(diff).hexdigest()[:12] if diff else None,
     }
 
 
-def _ask_git(cwd: Path, *words: str) -> bytes | None:
+def _ask_git(code: Path, *words: str) -> bytes | None:
     try:
-        answer = subprocess.run(["git", "-C", str(cwd), *words], capture_output=True, timeout=30, check=False)
-    except FileNotFoundError:
+        answer = subprocess.run(["git", "-C", str(code), *words], capture_output=True, timeout=30, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return answer.stdout if answer.returncode == 0 else None

@@ -42,13 +42,14 @@ def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path) -> Pla
     """
     task, launch, hardware, settings, config = _parse_all(values)
     device = resolve_device(hardware.device)
+    facts = Facts(cwd=cwd, device=device, bf16=has_bf16(device))
     if hasattr(config, "resolve"):
-        config = config.resolve(Facts(cwd=cwd, device=device, bf16=has_bf16(device)))
+        config = config.resolve(facts)
     science, execution = halves(config)
     return Plan(
         run_id=run_id(hashed(config)),
         name=launch.name or default_name,
-        root=str(cwd / Path(launch.root).expanduser()),
+        root=facts.absolute(launch.root),
         target=task.target,
         schema=task.schema,
         science=science,
@@ -57,9 +58,20 @@ def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path) -> Pla
             **dataclasses.asdict(settings),
             "hardware": dataclasses.asdict(hardware) | {"device": device},
         },
-        environment=environment(cwd),
+        environment=environment(Path(__file__).parent),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def require_one_process(plan: Plan) -> None:
+    """See that the plan is one for this process alone.
+
+    Raises:
+        UserError: it asks for more nodes or ranks.
+    """
+    for name in ("nodes", "tasks_per_node"):
+        if plan.hardware[name] > 1:
+            raise UserError(f"hardware.{name}={plan.hardware[name]}: not supported yet (allowed: 1)")
 
 
 def _parse_all(values: Mapping[str, Any]) -> tuple[TaskConfig, LaunchConfig, HardwareConfig, Settings, Any]:
@@ -68,6 +80,8 @@ def _parse_all(values: Mapping[str, Any]) -> tuple[TaskConfig, LaunchConfig, Har
     hardware = parse(HardwareConfig, _section(values, "hardware"))
     settings = parse(Settings, {f.name: _section(values, f.name) for f in dataclasses.fields(Settings)})
     schema = resolve_name(task.schema)
+    if not (isinstance(schema, type) and dataclasses.is_dataclass(schema)):
+        raise UserError(f"task.schema={task.schema!r}: should name a dataclass")
     config = parse(schema, {key: value for key, value in values.items() if key not in _OURS})
     return task, launch, hardware, settings, config
 

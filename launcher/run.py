@@ -6,6 +6,7 @@ Hydra composes the config; what it composed is frozen into a plan; the plan is r
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ def _main() -> int:
     stop.install()
     composed: list[tuple[DictConfig, dict[str, str | None]]] = []
     codes: list[int] = []
+    left_out: list[int] = []
 
     def on_config(config: DictConfig) -> float | None:
         chosen = HydraConfig.get()
@@ -44,6 +46,7 @@ def _main() -> int:
             composed.append((config, chosen.runtime.choices))
             return None
         if stop:
+            left_out.append(chosen.job.num)
             return float("nan")
         try:
             outcome = _train(_plan(config, chosen.runtime.choices), stop)
@@ -56,6 +59,9 @@ def _main() -> int:
 
     _compose(on_config)
     codes += [_train(_plan(config, choices), stop).code for config, choices in composed]
+    if left_out:
+        print(f"stopped: {len(left_out)} members did not run; the same command goes on", file=sys.stderr)
+        codes.append(ExitCode.STOPPED_SAVED)
     return max(codes, default=ExitCode.DONE)
 
 
@@ -65,9 +71,9 @@ def _compose(on_config: Any) -> None:
         try:
             hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(on_config)()
         except Exception as error:
-            from launcher.compose import COMPOSITION_ERRORS, told
+            from launcher.compose import is_hydras, told
 
-            if not isinstance(error, COMPOSITION_ERRORS):
+            if not is_hydras(error):
                 raise
             raise UserError(told(error)) from None
 
@@ -75,10 +81,12 @@ def _compose(on_config: Any) -> None:
 def _plan(config: DictConfig, choices: dict[str, str | None]) -> Plan:
     from launcher.compose import plain, require_basic_launcher
     from launcher.naming import default_name
-    from launcher.plan import make_plan
+    from launcher.plan import make_plan, require_one_process
 
     require_basic_launcher(choices)
-    return make_plan(plain(config), default_name=default_name(choices), cwd=Path.cwd())
+    plan = make_plan(plain(config), default_name=default_name(choices), cwd=Path.cwd())
+    require_one_process(plan)
+    return plan
 
 
 def _train(plan: Plan, stop: StopFlag) -> Outcome:
@@ -107,8 +115,11 @@ def _say(plan: Plan, outcome: Outcome) -> None:
     for name, value in outcome.summary.items():
         if value is not None and name != "status":
             print(f"  {name:<18} {_short(value)}")
-    print(f"  {'curves':<18} {rundir.loss_curve.name}, {rundir.timing_curve.name}, {rundir.metrics.name}")
-    print(f"look at it:  tensorboard --logdir {rundir.path.parent}")
+    for file in (rundir.loss_curve, rundir.timing_curve, rundir.metrics):
+        if file.exists():
+            print(f"  {file.name}")
+    if rundir.tensorboard.exists():
+        print(f"look at it:  tensorboard --logdir {shlex.quote(str(rundir.path.parent))}")
 
 
 def _short(value: Any) -> str:

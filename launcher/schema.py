@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from launcher.runtime.sections import Section
-
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
+from launcher.runtime.sections import NotNegative, Positive, Section
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import struct
 import zlib
 from base64 import b64encode
@@ -59,6 +60,14 @@ CONFIG: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("no room for text", ("model.positions=4",), ("positions=4", "4 image tokens")),
     ("fp16 on a CPU", ("precision=fp16", "hardware=cpu"), ("precision=fp16", "needs a GPU")),
     ("a cluster's launcher", ("hydra/launcher=submitit_slurm",), ("hydra/launcher=submitit_slurm", "allowed: basic")),
+    ("several nodes", ("hardware.nodes=2",), ("hardware.nodes=2", "allowed: 1")),
+    ("no such home", ("launch.root='~nosuchuser/x'",), ("~nosuchuser/x",)),
+    ("no model", ("model=null",), ("model",)),
+    ("a root that is a file", ("launch.root=/etc/passwd",), ("/etc/passwd", "launch.root")),
+    ("a cache below a file", ("data.cache_dir=/etc/passwd/x",), ("/etc/passwd/x", "data.cache_dir")),
+    ("unprintable", ("launch.name='a\x1bb'",), ("launch.name", "cannot be printed")),
+    ("task that is none", ("task.schema=os:path",), ("task.schema='os:path'", "dataclass")),
+    ("negative seed", ("trainer.seed=-1",), ("trainer.seed=-1",)),
     ("no GPU", ("hardware=gpu",), ("cuda", "hardware=cpu")),
     ("no path", ("data=csv",), ("data.path=",)),
     ("missing file", ("data=csv", "data.path=nowhere.csv"), ("nowhere.csv", "No such file")),
@@ -106,7 +115,7 @@ def assert_one_line(done, words: tuple[str, ...]) -> None:
 def test_a_wrong_config_plans_nothing(command, tmp_path, overrides, words):
     done = command("-m", "launcher.run", *small(*overrides))
     assert_one_line(done, words)
-    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "runs").exists()
+    assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.glob("runs/*/*/checkpoints"))
 
 
 @pytest.mark.parametrize(("make", "words"), [case[1:] for case in FILES], ids=[case[0] for case in FILES])
@@ -180,7 +189,7 @@ def test_a_checkpoint_without_a_model_is_named(command, tmp_path, trained):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("generate", "nowhere", "--val", "1"), "nowhere: is no run directory"),
+        (("generate", "nowhere", "--val", "1"), "nowhere: is no run"),
         (("generate", "RUN"), "name pictures"),
         (("generate", "RUN", "nowhere.jpg"), "nowhere.jpg: No such file"),
         (("generate", "RUN", "text.txt"), "text.txt: the picture is no readable"),
@@ -198,6 +207,36 @@ def test_the_doors_of_vlm_say_what_is_wrong(command, tmp_path, trained, words, e
     (tmp_path / "full" / "something").write_text("")
     done = command("-m", "vlm", *(str(trained) if word == "RUN" else word for word in words))
     assert_one_line(done, (expected,))
+
+
+@pytest.mark.parametrize("file", ["status.json", "plan.json", "metrics.csv"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe"])
+def test_a_damaged_file_of_a_run_is_named(command, tmp_path, trained, file, content):
+    run = tmp_path / "runs" / trained.parent.name / trained.name
+    shutil.copytree(trained, run)
+    (run / "status.json").write_text('{"state": "FAILED"}')
+    (run / file).write_bytes(content)
+    shutil.rmtree(run / "checkpoints" / "step-000000000006.a0001")
+    done = command("-m", "launcher.run", *SMALL)
+    if file == "metrics.csv":  # starting over writes it anew
+        assert done.returncode == 0, done.stderr
+    else:
+        assert_one_line(done, (file,))
+
+
+@pytest.mark.parametrize("file", ["images.u8", "rows.json", "caption_ends.i64", "index.json", "spans.i64"])
+def test_a_damaged_cache_is_named(command, tmp_path, file):
+    words = ("-m", "launcher.run", *small(*CSV, "trainer.max_steps=2"))
+    rows(tmp_path / "data.csv")
+    assert command(*words).returncode == 0
+    (damaged,) = (tmp_path / "cache").rglob(file)
+    damaged.write_bytes(damaged.read_bytes()[:-3])
+    assert_one_line(command(*words, "optim.lr=1"), (str(damaged.parent), "remove this folder"))
+
+
+@pytest.mark.parametrize("option", [("--limit", "0"), ("--limit", "-1"), ("--limit", "x")])
+def test_a_number_out_of_range_is_bad_usage(command, trained, option):
+    assert command("-m", "vlm", "evaluate", str(trained), *option).returncode == 2
 
 
 def test_a_run_directory_of_another_config_is_left_alone(command, tmp_path, trained):

@@ -43,15 +43,21 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", parents=[run, device], help="caption pictures")
     generate.add_argument("pictures", nargs="*", type=Path, metavar="PICTURE", help="JPEG, PNG or WebP files")
-    generate.add_argument("--val", type=int, default=0, metavar="N", help="caption N validation pictures of the run")
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 (default): the likeliest token each time")
-    generate.add_argument("--top-k", type=int, default=None, metavar="K", help="draw among the K likeliest tokens")
-    generate.add_argument("--prompt", default="", help="what every caption begins with")
-    generate.add_argument("--seed", type=int, default=0, help="of the drawing, with a temperature above 0")
+    generate.add_argument("--val", type=_count, default=0, metavar="N", help="caption N validation pictures of the run")
+    generate.add_argument(
+        "--temperature", type=_not_negative, default=0.0, help="0 (default): the likeliest token each time"
+    )
+    generate.add_argument(
+        "--top-k", type=_positive, default=None, metavar="K", help="draw among the K likeliest tokens"
+    )
+    generate.add_argument("--prompt", type=_text, default="", help="what every caption begins with")
+    generate.add_argument("--seed", type=_count, default=0, help="of the drawing, with a temperature above 0")
     generate.set_defaults(command=_generate)
 
     evaluate = commands.add_parser("evaluate", parents=[run, device], help="score a checkpoint on its data")
-    evaluate.add_argument("--limit", type=int, default=1000, metavar="N", help="rows of each split, at most (1000)")
+    evaluate.add_argument(
+        "--limit", type=_positive, default=1000, metavar="N", help="rows of each split, at most (1000)"
+    )
     evaluate.set_defaults(command=_evaluate)
 
     export = commands.add_parser("export", parents=[run], help="write safetensors, config and tokenizer")
@@ -65,6 +71,33 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--normalize", choices=("half", "imagenet"), default="half", help="how the seed's pixels were")
     convert.set_defaults(command=_convert)
     return parser
+
+
+def _count(text: str) -> int:
+    """A whole number from 0 to 2**63 - 1."""
+    if not 0 <= int(text) < 2**63:
+        raise ValueError
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    """A whole number above 0."""
+    if not 0 < int(text) < 2**63:
+        raise ValueError
+    return int(text)
+
+
+def _not_negative(text: str) -> float:
+    """A finite number from 0."""
+    if not 0 <= float(text) < float("inf"):
+        raise ValueError
+    return float(text)
+
+
+def _text(text: str) -> str:
+    """A text that can be written as UTF-8."""
+    text.encode()  # the error of a lone surrogate is a ValueError
+    return text
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -87,7 +120,8 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _line(row: dict[str, str]) -> str:
     true = f"   (true: {row['true']})" if "true" in row else ""
-    return f"{row['picture']}: {row['caption']}{true}"
+    line = f"{row['picture']}: {row['caption']}{true}"
+    return "".join(c if c.isprintable() else "\ufffd" for c in line)  # a caption may hold what steers a terminal
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -127,16 +161,27 @@ def _convert(args: argparse.Namespace) -> int:
     vocab_size = len(weights["decoder.tokens.weight"])
     tokenizer = None
     if args.characters:
-        tokenizer = SeedTokenizer("".join(sorted(set(args.characters.read_text(encoding="utf-8")))))
+        tokenizer = SeedTokenizer("".join(sorted(set(_alphabet(args.characters)))))
         if tokenizer.vocab_size != vocab_size:
             raise UserError(
                 f"{args.characters}: has {tokenizer.vocab_size - 1} different characters, with <pad> "
                 f"{tokenizer.vocab_size} tokens; the checkpoint has {vocab_size}"
             )
-    model = build_model(config_of(state), args.normalize, vocab_size, weights, args.file)
+    try:
+        config = config_of(state)
+    except (ValueError, LookupError, ArithmeticError) as error:
+        raise UserError(f"{args.file}: is no seemore checkpoint ({error})") from None
+    model = build_model(config, args.normalize, vocab_size, weights, args.file)
     export(args.folder, model, tokenizer, args.normalize, origin=str(args.file))
     print(args.folder)
     return ExitCode.DONE
+
+
+def _alphabet(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--characters {file}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -14,10 +14,8 @@ from pydantic import Field
 
 from launcher.runtime.errors import UserError
 from launcher.runtime.plan import Facts
-from launcher.runtime.sections import Section, execution
+from launcher.runtime.sections import NotNegative, Positive, Section, execution
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -100,6 +98,9 @@ class DataConfig(Section):
     """Training pictures are shifted by up to so many pixels each way, edges repeated."""
     augment_flip: bool
     """Training pictures are mirrored left to right half the time; wrong where captions say left and right."""
+    digest: str | None
+    """Content of the data: the SHA-256 of a CSV file, or of what a rendering depends on. Filled in when the run is
+    planned; give it yourself to insist on it."""
     workers: NotNegative = execution()
     """Processes that prepare batches; 0: this one. The cache makes one process enough on most machines."""
     cache_dir: str = execution()
@@ -117,8 +118,6 @@ class CsvData(DataConfig):
     """Column of the base64 text."""
     caption_column: str
     """Column of the caption."""
-    digest: str | None
-    """SHA-256 of the file. Filled in when the run is planned; give it yourself to insist on it."""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -261,7 +260,7 @@ class TrainConfig(Section):
             UserError: the CSV cannot be used, or the precision does not exist on the device.
         """
         return dataclasses.replace(
-            self, data=_resolve_data(self.data, self.trainer.batch_size, facts.cwd), precision=self._precision(facts)
+            self, data=_resolve_data(self.data, self.trainer.batch_size, facts), precision=self._precision(facts)
         )
 
     def _precision(self, facts: Facts) -> PrecisionConfig:
@@ -275,20 +274,22 @@ class TrainConfig(Section):
         return dataclasses.replace(self.precision, kind=kind)
 
 
-def _resolve_data(data: CsvData | ShapesData, batch_size: int, cwd: Path) -> CsvData | ShapesData:
-    cache_dir = str(cwd / Path(data.cache_dir).expanduser())
+def _resolve_data(data: CsvData | ShapesData, batch_size: int, facts: Facts) -> CsvData | ShapesData:
+    cache_dir = facts.absolute(data.cache_dir)
     data = dataclasses.replace(data, cache_dir=cache_dir)
     if isinstance(data, ShapesData):
-        if data.count < batch_size:
-            raise UserError(f"trainer.batch_size={batch_size} is larger than the data: data.count={data.count}")
-        return data
-    from vlm.data.csv_index import open_index  # numpy only, but only where a file is read
+        from vlm.data.shapes import scene_digest
 
-    path = str(cwd / Path(data.path or "").expanduser())
-    index = open_index(Path(path), Path(cache_dir))
-    index.require_columns(data.image_column, data.caption_column)
-    if data.digest is not None and data.digest != index.digest:
-        raise UserError(f"data.digest={data.digest}: {path} has {index.digest}; it is not the file that was meant")
-    if len(index) < batch_size:
-        raise UserError(f"trainer.batch_size={batch_size} is larger than the data: {path} has {len(index)} rows")
-    return dataclasses.replace(data, path=path, digest=index.digest)
+        has, rows, digest = f"data.count={data.count}", data.count, scene_digest(data)
+    else:
+        from vlm.data.csv_index import open_index  # numpy only, and only where a file is read
+
+        data = dataclasses.replace(data, path=facts.absolute(data.path or ""))
+        index = open_index(Path(data.path or ""), Path(cache_dir))
+        index.require_columns(data.image_column, data.caption_column)
+        has, rows, digest = f"{data.path} has {len(index)} rows", len(index), index.digest
+    if data.digest not in (None, digest):
+        raise UserError(f"data.digest={data.digest}: it is {digest}, not the data that was meant")
+    if rows < batch_size:
+        raise UserError(f"trainer.batch_size={batch_size} is larger than the data: {has}")
+    return dataclasses.replace(data, digest=digest)

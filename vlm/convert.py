@@ -44,6 +44,8 @@ def from_seed(state: Weights, source: Path | str) -> dict[str, torch.Tensor]:
     Raises:
         UserError: a parameter is missing or unknown: it is no seemore checkpoint.
     """
+    if not all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in state.items()):
+        raise UserError(f"{source}: is no seemore checkpoint: it holds other things than named tensors")
     seed = _unwrapped(state)
     try:
         ours = {our_name: seed.pop(name) for name, our_name in _NAMES.items()}

@@ -26,7 +26,7 @@ def train(session: Session) -> dict[str, Any]:
         return {}
     extra: dict[str, Any] = {"parameters": sum(p.numel() for p in trainer.model.parameters())}
     rows, data = trainer.data.val[:_SCORED], trainer.data
-    if len(rows) and config.trainer.captions:
+    if len(rows):
         pairs = write_captions(trainer.model, data.rows, rows, config.trainer.val_batch_size, session.world.device)
         extra["val_exact_match"] = exact_match(pairs)
     return extra

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,17 +12,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
-from safetensors.torch import save_file as save_safetensors
+from safetensors.torch import save as to_safetensors
 
 from launcher.runtime.checkpoints import load, load_file
 from launcher.runtime.distributed import require_device
 from launcher.runtime.errors import UserError
+from launcher.runtime.files import write_atomic, write_json
 from launcher.runtime.plan import Plan
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sections import parse
 from vlm.config import ModelConfig, TrainConfig
 from vlm.data.tokenizer import Tokenizer, tokenizer_from_json
-from vlm.model.vlm import VisionLanguageModel
+from vlm.model.vlm import NORMALIZATION, VisionLanguageModel, load_weights
+
+log = logging.getLogger(__name__)
 
 _WEIGHTS, _CONFIG, _TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
@@ -40,7 +44,7 @@ class Trained:
 
 
 def load_trained(path: Path, checkpoint: str = "best", device: str = "cpu") -> Trained:
-    """The model of a run directory, of a sweep's folder with one run in it, or of an exported folder.
+    """The model of a run directory, of the newest run in a sweep's folder, or of an exported folder.
 
     Args:
         checkpoint: of a run: ``best`` (by validation), ``last``, or the path of a checkpoint folder or file.
@@ -63,19 +67,22 @@ def load_trained(path: Path, checkpoint: str = "best", device: str = "cpu") -> T
 
 
 def find_run(path: Path) -> RunDir:
-    """The run directory ``path``, or the only one in the sweep's folder ``path``.
+    """The run directory ``path``, or the newest one with a checkpoint in the sweep's folder ``path``.
 
     Raises:
-        UserError: there is none, or more than one.
+        UserError: there is none.
     """
     if RunDir(path).plan.exists():
         return RunDir(path)
-    runs = sorted(p.parent for p in path.glob(f"*/{RunDir(path).plan.name}"))
-    if len(runs) == 1:
-        return RunDir(runs[0])
-    if not runs:
-        raise UserError(f"{path}: is no run directory, no sweep's folder and no exported model")
-    raise UserError(f"{path}: holds {len(runs)} runs; choose one: {', '.join(run.name for run in runs[:8])}")
+    runs = [RunDir(plan.parent) for plan in path.glob(f"*/{RunDir(path).plan.name}")]
+    trained = [run for run in runs if run.checkpoints.is_dir()]
+    if not trained:
+        what = f"none of its {len(runs)} runs has a checkpoint" if runs else "is no run, no sweep and no exported model"
+        raise UserError(f"{path}: {what}")
+    newest = max(trained, key=lambda run: run.status.stat().st_mtime)
+    if len(trained) > 1:
+        log.info("%s: of its %d runs the newest, %s", path, len(trained), newest.path.name)
+    return newest
 
 
 def build_model(
@@ -87,15 +94,7 @@ def build_model(
         UserError: the weights are those of another model; names the first difference.
     """
     model = VisionLanguageModel(config, vocab_size, normalize)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
-            raise UserError(
-                f"{source}: belongs to another model: {name} is {given.get(name) or 'missing'} there "
-                f"and {wanted.get(name) or 'unknown'} here"
-            )
-    model.load_state_dict(dict(weights))
+    load_weights(model, weights, str(source))
     return model
 
 
@@ -107,17 +106,23 @@ def export(
     Raises:
         UserError: ``folder`` is there and not empty.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty; name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
     weights = model.state_dict()
     if model.config.tie_weights:  # the same tensor under two names, which the format refuses
         del weights["decoder.head.weight"]
     config = {"model": asdict(model.config), "normalize": normalize, "origin": origin}
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    if tokenizer is not None:
-        (folder / _TOKENIZER).write_text(json.dumps(tokenizer.to_json(), ensure_ascii=False) + "\n")
-    save_safetensors({k: v.contiguous() for k, v in weights.items()}, folder / _WEIGHTS, {"format": "pt"})
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder}: is not empty; name a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / _CONFIG, config)
+        if tokenizer is not None:
+            write_json(folder / _TOKENIZER, tokenizer.to_json())
+        # Last: a folder without weights is no model to anybody.
+        write_atomic(
+            folder / _WEIGHTS, to_safetensors({k: v.contiguous() for k, v in weights.items()}, {"format": "pt"})
+        )
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}") from None
 
 
 def _load_exported(folder: Path, device: str) -> Trained:
@@ -130,7 +135,9 @@ def _load_exported(folder: Path, device: str) -> Trained:
         tokenizer = tokenizer_from_json(json.loads((folder / _TOKENIZER).read_text()))
         weights = load_safetensors(folder / _WEIGHTS)
         config, normalize = parse(ModelConfig, found["model"]), found["normalize"]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if normalize not in NORMALIZATION:
+            raise ValueError(f"normalize={normalize!r}: should be one of {', '.join(NORMALIZATION)}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be read as an exported model: {error}") from None
     if config.tie_weights:
         weights["decoder.head.weight"] = weights["decoder.tokens.weight"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from vlm.config import TrainConfig
 from vlm.data.dataset import CaptionData
 from vlm.data.loader import StepData, StepDataset, steps_from
 from vlm.data.order import share
-from vlm.model.vlm import VisionLanguageModel, token_loss_sum
+from vlm.model.vlm import VisionLanguageModel, load_weights, token_loss_sum
 from vlm.optim import lr_share, make_optimizer
 from vlm.precision import Precision
 from vlm.timing import StepTimer
@@ -44,7 +44,7 @@ class Trainer:
             self.config.trainer.max_steps or (self.config.trainer.epochs or 0) * self.steps.order.steps_per_epoch
         )
         self.timer = StepTimer(self.world.device)
-        self.watch = LossWatch(self.world.device)
+        self.watch = LossWatch(self.model, self.world.device)
         self._forward = self._wrapped()
         torch.manual_seed(self.config.trainer.seed + 1 + self.world.rank)  # each rank drops other units
 
@@ -52,11 +52,11 @@ class Trainer:
         """Train from the last checkpoint, or from the start, to the last step or until the session says stop."""
         self.session.expect(self.total_steps)
         step = self._restore()
-        with _SampleLog(self, step) as samples:
+        with closing(_SampleLog(self, step)) as samples:
             began, seen = time.perf_counter(), 0
             for data in self._stream(step):
                 loss = self.train_step(step, data)
-                samples(step)
+                samples.add(step)
                 step += 1
                 seen += data.n_samples
                 self.watch.add(step, loss)
@@ -74,6 +74,7 @@ class Trainer:
                     began, seen = time.perf_counter(), 0
                 if stop:
                     return
+        self.watch.state_dict()
 
     def train_step(self, step: int, data: StepData) -> torch.Tensor:
         """One optimizer step (``step`` counts from 0); returns the global batch's loss, nats per target token."""
@@ -154,6 +155,7 @@ class Trainer:
             chosen = self.data.val[: trainer.val_batches and trainer.val_batches * trainer.val_batch_size]
             args = (trainer.val_batch_size, self.world, self.precision)
             loss = values["val/loss"] = mean_loss(self.model, self.data.rows, chosen, *args)
+            self.watch.state_dict()
         if trainer.captions and self.world.is_main:
             values["samples/captions"] = self._caption_sheet(trainer.captions)
         return loss
@@ -178,24 +180,22 @@ class Trainer:
         saved = self.session.restore()
         if saved is None:
             return 0
-        self.model.load_state_dict(saved["model"])
+        load_weights(self.model, saved["model"], str(self.session.rundir.checkpoints))
         self.optimizer.load_state_dict(saved["optimizer"])
         self.precision.scaler.load_state_dict(saved["scaler"])
         return int(saved["step"])
 
 
-class _SampleLog(ExitStack):
+class _SampleLog:
     """``samples.csv``: which rank trained on which row in which step; written by rank 0, which can compute it all."""
 
     def __init__(self, trainer: Trainer, step: int) -> None:
-        super().__init__()
         self._trainer = trainer
-        self._table: StepTable | None = None
-        if trainer.config.trainer.log_samples and trainer.world.is_main:
-            self._table = StepTable(trainer.session.rundir.samples, ["step", "rank", "sample_id"], step)
-            self.callback(self._table.close)
+        wanted = trainer.config.trainer.log_samples and trainer.world.is_main
+        path = trainer.session.rundir.samples
+        self._table = StepTable(path, ["step", "rank", "sample_id"], step) if wanted else None
 
-    def __call__(self, step: int) -> None:
+    def add(self, step: int) -> None:
         """Add the samples of ``step`` (from 0; the file counts from 1)."""
         if self._table is None:
             return
@@ -203,3 +203,8 @@ class _SampleLog(ExitStack):
         for rank in range(world.size):
             mine = share(batch, rank, world.size, None)[0]
             self._table.add([step + 1, rank, int(row)] for row in mine)
+
+    def close(self) -> None:
+        """No more samples."""
+        if self._table is not None:
+            self._table.close()

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import deque
 
 import torch
+from torch import nn
 
 from launcher.runtime.errors import TrainingFailed
+
+_ADVICE = "lower optim.lr, lengthen schedule.warmup_steps or set trainer.grad_clip"
 
 
 class LossWatch:
     """Looks at losses as they arrive: at once on a CPU, a step or two later on a GPU."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, model: nn.Module, device: str) -> None:
+        self._model = model
         self._on_gpu = device.startswith("cuda")
         self._pending: deque[tuple[int, torch.Tensor, torch.cuda.Event]] = deque()
 
@@ -33,21 +37,26 @@ class LossWatch:
             _check(*self._pending.popleft()[:2])
 
     def state_dict(self) -> dict[str, object]:
-        """Nothing, after waiting for and looking at all losses so far.
+        """Nothing, after a look at all losses so far and at the weights.
 
-        As a part of the state that is saved, this keeps a step with a bad loss out of every checkpoint, and waits for
-        the GPU only when one is written.
+        As a part of the state that is saved, this keeps what a bad step made out of every checkpoint, and waits for the
+        GPU only when one is written.
+
+        Raises:
+            TrainingFailed: a loss or a weight is not finite.
         """
         if self._pending:
             torch.cuda.synchronize()
         while self._pending:
             _check(*self._pending.popleft()[:2])
+        if not all(bool(torch.isfinite(p).all()) for p in self._model.parameters()):
+            raise TrainingFailed(f"the last step made weights that are not finite; {_ADVICE}")
         return {}
 
 
 def _check(step: int, loss: torch.Tensor) -> None:
     if not bool(torch.isfinite(loss)):
         raise TrainingFailed(
-            f"step {step}: the loss is {float(loss)}; lower optim.lr, lengthen schedule.warmup_steps, set "
-            "trainer.grad_clip, or look at the samples of that step (trainer.log_samples=true)"
+            f"step {step}: the loss is {float(loss)}; {_ADVICE}, or look at the samples of that step "
+            "(trainer.log_samples=true)"
         )

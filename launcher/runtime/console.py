@@ -60,7 +60,7 @@ def logging_to(path: Path, *, visible: bool) -> Iterator[Console]:
     """Send all log records to ``path`` for the time of the block, and to stderr too where ``visible``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
-    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file = _QuietFile(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: list[logging.Handler] = [to_file]
     if visible:
@@ -79,6 +79,13 @@ def logging_to(path: Path, *, visible: bool) -> Iterator[Console]:
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
+
+
+class _QuietFile(logging.FileHandler):
+    """A log that cannot be written (a full disk) is told once, by what fails next; not by a traceback a line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop the record."""
 
 
 def _terminal_handler(console: Console) -> logging.Handler:

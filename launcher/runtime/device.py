@@ -1,29 +1,28 @@
-"""What this machine can compute with, found without importing torch."""
+"""What this machine can compute with; torch is imported only where there may be a GPU."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 # Instructions that multiply bf16 in hardware; without one of them bf16 on a CPU is slower than fp32.
 _CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
-_AMPERE = 8.0
+_AMPERE = (8, 0)
 """First CUDA compute capability with bf16 tensor cores."""
 
 
 def resolve_device(wanted: str) -> str:
-    """``cpu`` or ``cuda`` for a wanted ``auto``, ``cpu`` or ``cuda``: auto takes a GPU where there is one."""
+    """``cpu`` or ``cuda`` for a wanted ``auto``, ``cpu`` or ``cuda``: auto takes a GPU that torch can use here."""
     if wanted != "auto":
         return wanted
-    return "cuda" if _compute_capabilities() else "cpu"
+    return "cuda" if _usable_gpus() else "cpu"
 
 
 def has_bf16(device: str) -> bool:
     """Whether ``device`` (``cpu`` or ``cuda``) of this machine multiplies bf16 in hardware."""
     if device == "cuda":
-        found = _compute_capabilities()
-        return bool(found) and min(found) >= _AMPERE
+        gpus = _usable_gpus()
+        return bool(gpus) and min(gpus) >= _AMPERE
     return cpu_has_bf16(_read(Path("/proc/cpuinfo")))
 
 
@@ -36,13 +35,13 @@ def cpu_has_bf16(cpuinfo: str) -> bool:
     return False
 
 
-def _compute_capabilities() -> list[float]:
-    """Compute capability of each GPU, e.g. 9.0; empty where there is no driver or no GPU."""
+def _usable_gpus() -> list[tuple[int, int]]:
+    """Compute capability of each GPU that torch can use, e.g. (9, 0). Torch is asked only where there is a driver."""
     if shutil.which("nvidia-smi") is None:
         return []
-    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    return [float(line) for line in answer.stdout.split()] if answer.returncode == 0 else []
+    import torch  # a second and a half, and only here: planning must stay quick on a login node
+
+    return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
 
 
 def _read(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,8 @@ def require_device(device: str) -> None:
         kind = torch.device(device)
     except RuntimeError:
         raise UserError(f"device {device!r}: should be cpu or cuda") from None
+    if kind.type not in ("cpu", "cuda"):
+        raise UserError(f"device {device!r}: should be cpu or cuda")
     if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
         reason = "torch was built without CUDA" if torch.version.cuda is None else "no such GPU is visible"
         raise UserError(f"device {device!r}: {reason}; use cpu (hardware=cpu, --device cpu)")
@@ -61,3 +64,12 @@ def any_rank(flag: bool, device: str) -> bool:
     word = torch.tensor([int(flag)], device=device)
     dist.all_reduce(word, op=dist.ReduceOp.MAX)
     return bool(word.item())
+
+
+def from_all_ranks(value: Any) -> list[Any]:
+    """``value`` of every rank, by rank; each rank calls it and gets the same list."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

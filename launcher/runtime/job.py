@@ -15,7 +15,6 @@ import yaml
 from launcher.runtime.console import Meter, logging_to
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.files import write_atomic, write_json
-from launcher.runtime.identity import canonical_json
 from launcher.runtime.plan import Plan, resolve_name
 from launcher.runtime.redaction import redacted
 from launcher.runtime.rundir import RunDir
@@ -49,13 +48,16 @@ def run_job(plan: Plan, env: Mapping[str, str], stop: StopFlag) -> Outcome:
     require_device(world.device)
     rundir = plan.rundir
     with ExitStack() as stack:
-        if world.is_main:
-            rundir.path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(rundir.lock())
-            claim(plan)
-            if rundir.state() == "COMPLETED":
-                return Outcome("COMPLETED", ExitCode.DONE, rundir.read(rundir.summary) or {})
-        console = stack.enter_context(logging_to(rundir.log(world.rank), visible=world.is_main))
+        try:
+            if world.is_main:
+                rundir.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(rundir.lock())
+                claim(plan)
+                if rundir.state() == "COMPLETED":
+                    return Outcome("COMPLETED", ExitCode.DONE, rundir.read(rundir.summary) or {})
+            console = stack.enter_context(logging_to(rundir.log(world.rank), visible=world.is_main))
+        except OSError as error:
+            raise UserError(f"run directory {rundir.path}: {error.strerror or error}; choose launch.root=…") from error
         meter = Meter(console, visible=world.is_main)
         stack.callback(meter.close)
         stack.enter_context(process_group(world))
@@ -69,8 +71,7 @@ def claim(plan: Plan) -> None:
         UserError: the folder belongs to a run of another science.
     """
     rundir = plan.rundir
-    there = rundir.read(rundir.plan)
-    if there is not None and canonical_json(there["science"]) != canonical_json(plan.science):
+    if rundir.plan.exists() and not plan.same_science(Plan.read(rundir)):
         raise UserError(f"run directory {rundir.path} belongs to another config; move it away or change launch.name")
     if rundir.state() == "COMPLETED":
         return
@@ -81,7 +82,8 @@ def claim(plan: Plan) -> None:
 
 def _attempt(plan: Plan, world: World, stop: StopFlag, meter: Meter) -> Outcome:
     rundir = plan.rundir
-    attempt = 1 + sum(event["event"] == "start" for event in rundir.attempt_events())
+    stop.patient = False  # until there is a step to save
+    attempt = 1 + sum(event.get("event") == "start" for event in rundir.attempt_events())
     started = time.monotonic()
     if world.is_main:
         rundir.summary.unlink(missing_ok=True)  # an earlier attempt's, which failed
@@ -116,7 +118,7 @@ def _session(plan: Plan, world: World, stop: StopFlag, meter: Meter, attempt: in
 
     def open_trackers(step: int) -> list[Tracker]:
         values = redacted(plan.config_values())
-        return start_trackers(settings.tracker.names, plan.rundir, values, redacted(plan.science), step)
+        return start_trackers(settings.tracker, plan.rundir, values, redacted(plan.science), step)
 
     return Session(
         plan.config(),
@@ -136,7 +138,7 @@ def _finish(plan: Plan, session: Any, extra: Mapping[str, Any], wall_s: float) -
         if session.world.is_main:
             session.write_status("PREEMPTED", "stopped on request")
             session.close_trackers({})
-        saved = session.saved_step == session.step or not session.world.is_main
+        saved = session.saved_step == session.step
         return Outcome("PREEMPTED", ExitCode.STOPPED_SAVED if saved else ExitCode.STOPPED_NOT_SAVED, {})
     weights = session.finish(plan.settings().checkpoint.at_end or "state")
     last = session.last

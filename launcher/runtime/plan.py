@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.runtime.errors import UserError
 from launcher.runtime.rundir import RunDir
-from launcher.runtime.sections import merged, parse
+from launcher.runtime.sections import hashed, merged, parse
 from launcher.runtime.settings import Settings
 
 
@@ -24,6 +24,17 @@ class Facts:
     """``cpu`` or ``cuda``: what the run will compute on."""
     bf16: bool
     """Whether that device multiplies bf16 in hardware."""
+
+    def absolute(self, path: str) -> str:
+        """``path`` as an absolute one; ``~`` is a home directory.
+
+        Raises:
+            UserError: there is no such home.
+        """
+        try:
+            return str(self.cwd / Path(path).expanduser())
+        except RuntimeError as error:
+            raise UserError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +82,14 @@ class Plan:
         """The sections that the session obeys."""
         return parse(Settings, {key: self.execution[key] for key in ("checkpoint", "tracker")})
 
+    def same_science(self, other: Plan) -> bool:
+        """Whether both would learn the same: what is hashed is equal, whatever was added to the schema since."""
+        try:
+            theirs = other.config()
+        except UserError:  # the schema does not read it any more
+            return False
+        return bool(self.schema == other.schema and hashed(self.config()) == hashed(theirs))
+
     def to_json(self) -> dict[str, Any]:
         """A mapping of JSON values that ``from_json`` reads."""
         return asdict(self)
@@ -90,7 +109,10 @@ class Plan:
         values = rundir.read(rundir.plan)
         if values is None:
             raise UserError(f"{rundir.path}: no run directory (it has no {rundir.plan.name})")
-        return Plan.from_json(values)
+        try:
+            return Plan.from_json(values)
+        except TypeError:
+            raise UserError(f"{rundir.plan}: is damaged, or another version's") from None
 
 
 def resolve_name(name: str) -> Any:

@@ -117,17 +117,25 @@ class RunDir:
         return _RunLock(self.path / ".lock", timeout=0)
 
     def read(self, path: Path) -> dict[str, Any] | None:
-        """A JSON file of this run, or None where it is not there yet."""
+        """A JSON file of this run, or None where it is not there yet.
+
+        Raises:
+            UserError: it cannot be read, or holds no JSON object.
+        """
         try:
-            value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); remove it or the run directory") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: holds no JSON object; remove it or the run directory")
         return value
 
     def state(self) -> str | None:
         """The run's state (PLANNED … COMPLETED), or None where it has none."""
         status = self.read(self.status)
-        return None if status is None else str(status["state"])
+        return None if status is None else str(status.get("state"))
 
     def write_status(self, **values: Any) -> None:
         """Replace ``status.json``."""

@@ -26,7 +26,7 @@ import torch
 
 from launcher.runtime.checkpoints import Checkpoints, weights_sha256
 from launcher.runtime.console import Meter
-from launcher.runtime.distributed import any_rank
+from launcher.runtime.distributed import any_rank, from_all_ranks
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.settings import Settings
 from launcher.runtime.signals import StopFlag
@@ -85,14 +85,18 @@ class Session:
         """
         content, problems = self._checkpoints.restore()
         for problem in problems:
-            log.warning("%s; going back to the one before", problem)
+            log.warning("%s; passed over", problem)
+        self._stop.patient = True  # from here on a signal waits for the step, which is then saved
         if content is None:
+            if problems:
+                log.warning("no whole checkpoint is left: starting over")
             return None
         own = content.pop("session")
         self.step = self._saved_step = int(own["step"])
         self.best_metric, self.last = own["best_metric"], own["last"]
         self._state, self._stateful = dict(content), own["stateful"]  # what finish keeps if no step is left to do
-        _set_rng(own["rng"])
+        if len(own["rng"]) == self.world.size:  # with other ranks there is nothing to go on with: the task's own seeds
+            _set_rng(own["rng"][self.world.rank])
         log.info("continuing after step %d", self.step)
         return content
 
@@ -154,14 +158,15 @@ class Session:
     def finish(self, at_end: str) -> str | None:
         """Keep what a finished run keeps (``state``, ``weights`` or ``nothing``); returns the weights' SHA-256."""
         model = self._state.get("model")
-        if model is None or not self.world.is_main:
+        if model is None:
             return None
         if at_end == "state":
             self._save_state()
-        elif at_end == "weights":
+        if not self.world.is_main:
+            return None
+        if at_end == "weights":
             self._checkpoints.save_final(self.step, self._light())
-            self._checkpoints.drop_states()
-        else:
+        if at_end != "state":
             self._checkpoints.drop_states()
         return weights_sha256(_state_of(model))
 
@@ -177,11 +182,14 @@ class Session:
         return self._saved_step
 
     def _save_state(self) -> None:
-        if self._saved_step == self.step or not self.world.is_main:
+        """Write the full state; all ranks call it in the same step."""
+        if self._saved_step == self.step:
             return
         own = {"step": self.step, "best_metric": self.best_metric, "last": self.last, "stateful": self._stateful}
-        own["rng"] = _get_rng()
-        self._checkpoints.save_state(self.step, {k: _state_of(v) for k, v in self._state.items()} | {"session": own})
+        own["rng"] = from_all_ranks(_get_rng())
+        content = {name: _state_of(value) for name, value in self._state.items()}
+        if self.world.is_main:
+            self._checkpoints.save_state(self.step, content | {"session": own})
         self._saved_step = self.step
 
     def _light(self) -> dict[str, Any]:

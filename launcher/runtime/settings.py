@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from launcher.runtime.sections import Section
-
-TRACKERS = ("csv", "tensorboard")
+from launcher.runtime.sections import Positive, Section
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSettings(Section):
     """When the state is saved and how much of it is kept."""
 
-    every_steps: Annotated[int, Field(ge=1)] | None
+    every_steps: Positive | None
     """Save the full state each so many steps; null: never on a cadence."""
-    keep_last: Annotated[int, Field(ge=1)]
+    keep_last: Positive
     """How many full states stay while training; older ones go once a newer one is committed."""
-    keep_every: Annotated[int, Field(ge=1)] | None
+    keep_every: Positive | None
     """Steps divisible by this stay for good; null: none does."""
     at_end: Literal["state", "weights", "nothing"] | None
     """What a finished run keeps besides its best weights: its last full state, or its last weights.
@@ -31,10 +27,12 @@ class CheckpointSettings(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerSettings(Section):
-    """Where numbers go."""
+    """Where numbers go: any of these, or none. Chosen together: ``tracker=[csv,tensorboard]``."""
 
-    names: list[Literal["csv", "tensorboard"]]
-    """Any set of them: ``csv`` (metrics.csv, losses_log.csv, timing_logs.csv and the curves), ``tensorboard``."""
+    csv: bool = False
+    """metrics.csv, losses_log.csv, timing_logs.csv and the curves."""
+    tensorboard: bool = False
+    """Event files under ``tb/``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.patient = True
+        """Whether a signal waits for the end of a step. While nothing is there to be saved, it ends things at once."""
         self._interrupted = False
         self._owner = os.getpid()
 
@@ -31,8 +33,8 @@ class StopFlag:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked child (a data worker) has inherited the handler: not its business
             return
-        if number == signal.SIGINT:
-            if self._interrupted:
+        if number == signal.SIGINT or not self.patient:
+            if self._interrupted or not self.patient:
                 raise KeyboardInterrupt
             self._interrupted = True
         self.signal = signal.Signals(number)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.runtime.errors import UserError
 from launcher.runtime.files import write_atomic
 
 
@@ -36,6 +37,13 @@ def _rows_up_to(path: Path, step: int) -> list[list[str]]:
     """Rows of an earlier attempt up to ``step``; a row torn by a crash, without its end of line, is dropped."""
     if not path.exists() or step == 0:
         return []
+    try:
+        return _read_up_to(path, step)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it and the run goes on without") from None
+
+
+def _read_up_to(path: Path, step: int) -> list[list[str]]:
     whole_lines, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
     header, *rows = csv.reader(io.StringIO(whole_lines, newline=""))
     return [row for row in rows if len(row) == len(header) and int(row[0]) <= step]

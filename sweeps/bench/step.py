@@ -181,6 +181,7 @@ def _captured(trainer: Any, step_data: Any) -> Callable[[], Any]:
         trainer.optimizer.step()
         return loss.detach()
 
+    weights = [p.detach().clone() for p in trainer.model.parameters()]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -191,6 +192,12 @@ def _captured(trainer: Any, step_data: Any) -> Callable[[], Any]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         loss = step()
+
+    with torch.no_grad():  # in place, where the graph reads: as if the warm-up had not been
+        for parameter, before in zip(trainer.model.parameters(), weights, strict=True):
+            parameter.copy_(before)
+        for tensor in (t for state in trainer.optimizer.state.values() for t in state.values()):
+            tensor.zero_()
 
     def replay() -> torch.Tensor:
         graph.replay()

@@ -55,7 +55,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(command, tmp_path):
 
     metrics = tmp_path / "runs" / "tiny-shapes" / reference.name / "metrics.csv"
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(metrics), *long[2:]],
+        [sys.executable, "-c", INTERRUPTED, str(metrics.parent), *long[2:]],
         cwd=tmp_path,
         env=_env(tmp_path),
         stderr=subprocess.PIPE,
@@ -78,9 +78,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(command, tmp_path):
 INTERRUPTED = f"""
 import os, signal, sys, threading, time
 from pathlib import Path
-metrics = Path(sys.argv.pop(1))
+below = Path(sys.argv.pop(1))
 def watch():
-    while not (metrics.exists() and metrics.read_text().count(",train,loss,") >= 5):
+    while not any(f.read_text().count(",train,loss,") >= 5 for f in below.rglob("metrics.csv")):
         time.sleep(0.01)
     os.kill(os.getpid(), signal.{signal.SIGTERM.name})
 threading.Thread(target=watch, daemon=True).start()
@@ -132,6 +132,29 @@ def test_a_member_that_fails_while_it_runs_leaves_the_others_alone(command, tmp_
     assert "trainer.batch_size=38 is larger than the data" in done.stderr
     states = sorted(json.loads(p.read_text())["state"] for p in tmp_path.glob("runs/*/*/status.json"))
     assert states == ["COMPLETED", "FAILED"]
+
+
+def test_trackers_can_be_chosen_together(command, tmp_path):
+    done = command(*RUN, "tracker=[tensorboard,csv]")
+    assert done.returncode == 0, done.stderr
+    assert (only_run(tmp_path) / "tb").exists() and (only_run(tmp_path) / "metrics.csv").exists()
+
+
+def test_without_trackers_the_summary_promises_no_curves(command, tmp_path):
+    done = command(*RUN, "tracker=none")
+    assert done.returncode == 0 and "curve" not in done.stdout and "tensorboard" not in done.stdout
+    assert not (only_run(tmp_path) / "metrics.csv").exists()
+
+
+def test_a_stopped_sweep_says_what_it_left_out(tmp_path):
+    words = [*SMALL, "trainer.seed=0,1,2", "trainer.max_steps=200", "launch.name=stopped"]
+    metrics = tmp_path / "runs" / "stopped"
+    process = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(metrics), "-m", *words],
+        cwd=tmp_path, env=_env(tmp_path), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert process.returncode == 75, process.stderr
+    assert "2 members did not run" in process.stderr
 
 
 def test_an_experiments_sweeper_params_are_swept(command, tmp_path):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from launcher.plan import make_plan
 from launcher.runtime.curves import read_series
-from launcher.runtime.errors import TrainingFailed
+from launcher.runtime.errors import TrainingFailed, UserError
+from launcher.runtime.job import run_job
 from launcher.runtime.session import Session
+from launcher.runtime.signals import StopFlag
 from launcher.runtime.world import World
 from tests.conftest import PHOTOS, picture, small, write_csv
 from tests.vlm.conftest import run_ranks
@@ -33,9 +37,6 @@ def uneven(tmp_path):
 @pytest.fixture
 def losses(values, tmp_path, uneven):
     """``losses("hardware.micro_batch=2", ranks=2)``: training losses by step, the validation loss, the weights' sum."""
-    from launcher.plan import make_plan
-    from launcher.runtime.job import run_job
-    from launcher.runtime.signals import StopFlag
 
     def run(*overrides, ranks=1):
         name = f"launch.name=run{len(list(tmp_path.glob('runs/*')))}"
@@ -75,6 +76,17 @@ def test_more_ranks_than_samples_in_the_last_batch(losses):
 def test_the_same_run_gives_the_same_bits_whoever_prepares_the_data(losses):
     sums = {losses("model.dropout=0.2", "data.augment_shift=2", f"data.workers={n}")[2] for n in (0, 0, 2)}
     assert len(sums) == 1
+
+
+def test_two_ranks_that_drop_units_go_on_to_the_same_bits(losses, tmp_path):
+    words = ("model.dropout=0.3", "trainer.max_steps=8", "checkpoint.every_steps=4")
+    _, _, whole = losses(*words, "launch.name=whole", ranks=2)
+    losses(*words, "launch.name=resumed", ranks=2)
+    (run,) = (tmp_path / "runs" / "resumed").iterdir()
+    shutil.rmtree(run / "checkpoints" / "step-000000000008.a0001")
+    (run / "status.json").write_text('{"state": "FAILED"}')
+    steps, _, resumed = losses(*words, "launch.name=resumed", ranks=2)
+    assert resumed == whole and len(steps) == 8
 
 
 def session_for(config, world=None):
@@ -152,10 +164,35 @@ def test_checkpoint_off_keeps_numbers_only(train):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run(value):
-    watch = LossWatch("cpu")
+    watch = LossWatch(torch.nn.Linear(1, 1), "cpu")
     watch.add(1, torch.tensor(1.0))
     with pytest.raises(TrainingFailed, match="step 2: the loss is"):
         watch.add(2, torch.tensor(value))
+
+
+def test_weights_that_are_not_finite_are_in_no_checkpoint():
+    model = torch.nn.Linear(1, 1)
+    watch = LossWatch(model, "cpu")
+    assert watch.state_dict() == {}
+    torch.nn.init.constant_(model.weight, float("nan"))
+    with pytest.raises(TrainingFailed, match="weights that are not finite"):
+        watch.state_dict()
+
+
+def test_a_step_that_ruins_the_weights_ends_the_run_even_if_it_is_the_last(plan):
+    ruined = plan("optim.lr=1e38", "trainer.max_steps=1", "trainer.grad_clip=0", "checkpoint.every_steps=1")
+    with pytest.raises(TrainingFailed):
+        run_job(ruined, {}, StopFlag())
+    assert not ruined.rundir.list_checkpoints("step") and ruined.rundir.state() == "FAILED"
+
+
+def test_a_resumed_run_refuses_another_models_checkpoint(plan):
+    first, second = plan("trainer.max_steps=3"), plan("trainer.max_steps=3", "model.n_embd=32")
+    run_job(first, {}, StopFlag())
+    second.rundir.path.mkdir(parents=True)
+    shutil.copytree(first.rundir.checkpoints, second.rundir.checkpoints)
+    with pytest.raises(UserError, match="belongs to another model: decoder"):
+        run_job(second, {}, StopFlag())
 
 
 def test_exact_match_and_its_contact_sheet():

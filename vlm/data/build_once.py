@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,9 +30,16 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
 
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:
-    aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+    aside = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)  # left by a builder that was killed: the lock is ours
+    aside.mkdir()
     try:
         build(aside)
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def damaged(folder: Path, error: Exception) -> UserError:
+    """What to say of a finished folder that cannot be read: a power cut, or a hand."""
+    return UserError(f"cache {folder}: is damaged ({error}); remove this folder and it is built again")

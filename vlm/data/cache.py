@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from launcher.runtime.errors import UserError
-from vlm.data.build_once import build_once
+from vlm.data.build_once import build_once, damaged
 from vlm.data.csv_index import CsvIndex
 from vlm.data.row import BadRow, Row, read_row
 
@@ -77,7 +77,10 @@ def open_decoded(
     folder = cache_dir / "decoded" / f"{key}-{size}px"
     columns = index.header.index(image_column), index.header.index(caption_column)
     build_once(folder, lambda aside: _build(index, columns, size, on_error, aside))
-    decoded = _open(folder, len(index), size)
+    try:
+        decoded = _open(folder, len(index), size)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise damaged(folder, error) from None
     if decoded.bad and on_error == "raise":
         row, reason = min(decoded.bad.items())
         raise _bad_row(index.path, row, reason)
@@ -95,7 +98,7 @@ def _bad_row(path: Path, row: int, reason: str) -> UserError:
 
 def _open(folder: Path, rows: int, size: int) -> DecodedRows:
     found = json.loads((folder / "rows.json").read_text())
-    return DecodedRows(
+    decoded = DecodedRows(
         images=_mapped(folder / "images.u8", "uint8").reshape(rows, 3, size, size),
         picture_ids=_mapped(folder / "picture_ids.v16", "V16"),
         caption_bytes=_mapped(folder / "captions.u8", "uint8").data,
@@ -103,6 +106,16 @@ def _open(folder: Path, rows: int, size: int) -> DecodedRows:
         caption_chars=_mapped(folder / "caption_chars.i64", "int64"),
         bad={int(row): reason for row, reason in found["bad"].items()},
     )
+    last = int(decoded.caption_ends[-1])
+    sizes = (
+        len(decoded.picture_ids),
+        len(decoded.caption_ends),
+        len(decoded.caption_chars),
+        len(decoded.caption_bytes),
+    )
+    if sizes != (rows, rows, rows, last):
+        raise ValueError(f"files of {sizes} entries for {rows} rows")
+    return decoded
 
 
 def _mapped(path: Path, kind: str) -> np.ndarray:
@@ -134,6 +147,7 @@ def _build(index: CsvIndex, columns: tuple[int, int], size: int, on_error: str, 
             captions.write(text)
             ends.write(np.int64(end).tobytes())
             chars.write(np.int64(len(row.caption)).tobytes())
+    index.require_unchanged()
     (folder / "rows.json").write_text(json.dumps({"bad": bad}))
 
 

@@ -18,13 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from launcher.runtime.errors import UserError
-from vlm.data.build_once import build_once
+from vlm.data.build_once import build_once, damaged
 
 _BLOCK = 4 << 20
 _BOM = b"\xef\xbb\xbf"
 _QUOTE, _NEWLINE = ord('"'), ord("\n")
-MAX_FIELD = 64 << 20
-"""Longest field that is read, in characters: a base64 picture of 48 MB."""
+MAX_FIELD = 32 << 20
+"""Longest field that is read, in characters: a base64 picture of 24 MB."""
+MAX_RECORD = MAX_FIELD + (1 << 20)
+"""Longest record that is read, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class CsvIndex:
     header: list[str]
     spans: np.ndarray
     """``(rows, 2) int64``: first byte of each record and the one behind its last; blank lines have none."""
+    version: tuple[int, ...]
+    """What the file system says of the file that was indexed: size, times, inode."""
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -64,7 +68,18 @@ class CsvIndex:
             ValueError: the bytes are no UTF-8 or no CSV record; the message says which.
         """
         start, end = (int(x) for x in self.spans[row])
+        if end - start > MAX_RECORD:
+            raise ValueError(f"is {end - start} bytes long, more than {MAX_RECORD}: perhaps a stray quote")
         return _record(os.pread(self._descriptor, end - start, start))
+
+    def require_unchanged(self) -> None:
+        """See that the file is still the one that was indexed: what is read from it is kept under its digest.
+
+        Raises:
+            UserError: it has been written since.
+        """
+        if _version(self.path) != self.version:
+            raise UserError(f"{self.path}: was changed while it was read; start again when it is whole")
 
     @cached_property
     def _descriptor(self) -> int:
@@ -79,26 +94,39 @@ def open_index(path: Path, cache_dir: Path) -> CsvIndex:
     Raises:
         UserError: there is no such file, it is empty, no CSV, or its quotes do not close.
     """
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: is no file")
+    version = _version(path)
+    identity = repr((str(path.resolve()), version))
+    folder = cache_dir / "index" / hashlib.sha256(identity.encode()).hexdigest()[:24]
+    build_once(folder, lambda aside: _build(path, version, aside))
     try:
+        found = json.loads((folder / "index.json").read_text())
+        size = (folder / "spans.i64").stat().st_size
+        spans = np.memmap(folder / "spans.i64", np.int64, "r").reshape(-1, 2) if size else np.empty((0, 2), np.int64)
+        if len(spans) != found["rows"]:
+            raise ValueError(f"{len(spans)} rows, not {found['rows']}")
+        return CsvIndex(path, found["digest"], found["header"], spans, version)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise damaged(folder, error) from None
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: is no file")
         path.open("rb").close()  # may it be read?
         stat = path.stat()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    identity = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-    folder = cache_dir / "index" / hashlib.sha256(repr(identity).encode()).hexdigest()[:24]
-    build_once(folder, lambda aside: _build(path, aside))
-    found = json.loads((folder / "index.json").read_text())
-    size = (folder / "spans.i64").stat().st_size
-    spans = np.memmap(folder / "spans.i64", np.int64, "r").reshape(-1, 2) if size else np.empty((0, 2), np.int64)
-    return CsvIndex(path, found["digest"], found["header"], spans)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def _build(path: Path, folder: Path) -> None:
+def _build(path: Path, version: tuple[int, ...], folder: Path) -> None:
     with path.open("rb") as file, (folder / "spans.i64").open("wb") as spans:
         digest, header = _scan(file, spans, path)
-    (folder / "index.json").write_text(json.dumps({"digest": digest, "header": header}))
+        rows = spans.tell() // 16
+    if _version(path) != version:
+        raise UserError(f"{path}: was changed while it was read; start again when it is whole")
+    (folder / "index.json").write_text(json.dumps({"digest": digest, "header": header, "rows": rows}))
 
 
 def _scan(file: io.BufferedReader, spans: io.BufferedWriter, path: Path) -> tuple[str, list[str]]:
@@ -124,7 +152,8 @@ def _scan(file: io.BufferedReader, spans: io.BufferedWriter, path: Path) -> tupl
             header = _write_spans(file, spans, record_start, ends, header)
             record_start = int(ends[-1])
     if quotes_before % 2:
-        raise UserError(f"{path}: a quote that opens is never closed; it is no CSV file, or it is cut off")
+        row = spans.tell() // 16 + 1
+        raise UserError(f"{path}: a quote that opens in row {row} or before is never closed; or the file is cut off")
     if record_start < position:  # no newline at the end
         header = _write_spans(file, spans, record_start, np.array([position]), header)
     if header is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from vlm.data.csv_index import open_index
 from vlm.data.shapes import CAPTION_COLUMN, IMAGE_COLUMN, scene_files
 from vlm.data.split import split_rows
 from vlm.data.tokenizer import BEGIN, END, PAD, ByteTokenizer, CharTokenizer, Tokenizer
+
+log = logging.getLogger(__name__)
 
 IGNORE = -100
 """Target of a position that has none (cross entropy's ignore index)."""
@@ -108,6 +111,8 @@ def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Captio
             f"trainer.batch_size={config.trainer.batch_size} is larger than the data: "
             f"{len(train)} rows to train on, {len(val)} to validate"
         )
+    if config.data.val_fraction and not len(val):
+        log.warning("all rows share one picture or caption: nothing is left to validate on")
     tokenizer = tokenizer or _tokenizer(config.tokenizer, decoded, train)
     rows = CaptionRows(decoded, tokenizer)
     _check_lengths(rows, np.concatenate([train, val]), config.model.max_text, data_file(config.data))

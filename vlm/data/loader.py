@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -71,16 +70,11 @@ def steps_from(dataset: StepDataset, start: int, stop: int, workers: int, pin: b
         sampler=range(start, stop),
         num_workers=workers,
         pin_memory=pin,
-        collate_fn=_as_it_is,
         worker_init_fn=_ignore_stop_signals,
         generator=torch.Generator(),  # its own: the global generator's state belongs to the model
         persistent_workers=False,
     )
     return iter(loader)
-
-
-def _as_it_is(step: Any) -> Any:
-    return step
 
 
 def _ignore_stop_signals(worker: int) -> None:

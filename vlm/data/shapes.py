@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlm.config import ShapesData
+from vlm.config import DataConfig, ShapesData
 from vlm.data.build_once import build_once
 from vlm.data.order import uniform
 
@@ -60,14 +60,16 @@ class Thing:
     """Index into the grid, row by row."""
 
 
+def scene_digest(data: ShapesData) -> str:
+    """SHA-256 of all that the rendered scenes depend on: their parameters and the version of this module's drawing."""
+    looks = {f.name for f in dataclasses.fields(ShapesData)} - {f.name for f in dataclasses.fields(DataConfig)}
+    params = {name: getattr(data, name) for name in sorted(looks)} | {"format": _FORMAT}
+    return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
+
+
 def scene_files(data: ShapesData) -> tuple[Path, Path | None]:
     """The CSV of scenes and that of scenes with unseen shape-colour pairs (None where none is held out)."""
-    looks = {f.name for f in dataclasses.fields(ShapesData)} - {
-        f.name for f in dataclasses.fields(ShapesData.__mro__[1])
-    }
-    params = {name: getattr(data, name) for name in sorted(looks)} | {"format": _FORMAT}
-    key = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:24]
-    folder = Path(data.cache_dir) / "shapes" / key
+    folder = Path(data.cache_dir) / "shapes" / scene_digest(data)[:24]
     build_once(folder, lambda aside: _build(data, aside))
     return folder / "scenes.csv", folder / "unseen_pairs.csv" if data.unseen_pairs else None
 

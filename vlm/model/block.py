@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vlm.config import ModelConfig
+
 
 @dataclass
 class KeyValueCache:
@@ -100,3 +102,18 @@ class Block(nn.Module):
         x = x[:, :queries] + self.attn(self.ln1(x), queries, cache)
         normed = self.ln2(x)
         return (normed if self.norm_residual else x) + self.ffn(normed)
+
+
+def tower(count: int, width: int, config: ModelConfig, *, causal: bool) -> nn.ModuleList:
+    """``count`` blocks of a model's kind."""
+    return nn.ModuleList(
+        Block(
+            width,
+            config.n_head,
+            causal=causal,
+            norm_residual=config.norm_residual,
+            score_scale=config.score_scale,
+            dropout=config.dropout,
+        )
+        for _ in range(count)
+    )

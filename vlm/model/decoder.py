@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm.config import ModelConfig
-from vlm.model.block import Block, KeyValueCache
+from vlm.model.block import KeyValueCache, tower
 
 
 class Projector(nn.Module):
@@ -33,17 +33,7 @@ class Decoder(nn.Module):
         self.heads = config.n_head
         self.tokens = nn.Embedding(vocab_size, width)
         self.positions = nn.Embedding(config.positions, width)
-        self.blocks = nn.ModuleList(
-            Block(
-                width,
-                config.n_head,
-                causal=True,
-                norm_residual=config.norm_residual,
-                score_scale=config.score_scale,
-                dropout=config.dropout,
-            )
-            for _ in range(config.n_layer)
-        )
+        self.blocks = tower(config.n_layer, width, config, causal=True)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocab_size, bias=not config.tie_weights)
         if config.tie_weights:
@@ -52,7 +42,7 @@ class Decoder(nn.Module):
     def forward(self, picture: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """Logits ``(B, T, V)`` of the text positions, for ``picture: (B, N, C)`` and ``inputs: (B, T) int64``."""
         n_image = picture.shape[1]
-        x = torch.cat([picture, self.tokens(inputs).to(picture.dtype)], dim=1)
+        x = torch.cat([picture.to(self.tokens.weight.dtype), self.tokens(inputs)], dim=1)
         x = x + self.positions.weight[: x.shape[1]]
         for block in self.blocks:
             x = block(x)

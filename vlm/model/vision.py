@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm.config import ModelConfig
-from vlm.model.block import Block
+from vlm.model.block import tower
 
 
 class PatchEmbedding(nn.Module):
@@ -38,24 +38,14 @@ class VisionTransformer(nn.Module):
         if self.only_cls:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.randn(1, config.n_patches + self.only_cls, width))
-        self.blocks = nn.ModuleList(
-            Block(
-                width,
-                config.n_head,
-                causal=False,
-                norm_residual=config.norm_residual,
-                score_scale=config.score_scale,
-                dropout=config.dropout,
-            )
-            for _ in range(config.n_blocks)
-        )
+        self.blocks = tower(config.n_blocks, width, config, causal=False)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """``images: (B, 3, H, W)`` normalised to ``(B, N, C)``, N = 1 with CLS only."""
         x = self.patches(images)
         if self.only_cls:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x.to(self.cls_token.dtype)], dim=1)
         x = F.dropout(x + self.positions, self.dropout, self.training)
         *first, last = self.blocks
         for block in first:

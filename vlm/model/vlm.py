@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from launcher.runtime.errors import UserError
 from vlm.config import ModelConfig
 from vlm.data.dataset import IGNORE
 from vlm.model.decoder import Decoder, Projector
@@ -48,6 +51,23 @@ class VisionLanguageModel(nn.Module):
 def token_loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Sum of the cross entropies, in nats, over the positions of ``targets: (B, T)`` that are not ``IGNORE``."""
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def load_weights(model: VisionLanguageModel, weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Give ``model`` the ``weights`` that ``source`` held.
+
+    Raises:
+        UserError: they are another model's; names the first difference.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            raise UserError(
+                f"{source}: belongs to another model: {name} is {given.get(name) or 'missing'} there "
+                f"and {wanted.get(name) or 'unknown'} here"
+            )
+    model.load_state_dict(dict(weights))
 
 
 def _init(module: nn.Module) -> None:

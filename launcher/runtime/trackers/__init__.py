@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from launcher.runtime.rundir import RunDir
+from launcher.runtime.settings import TrackerSettings
 
 Value = float | str | np.ndarray
 """A number, a text, or a picture: ``(H, W, 3) uint8``. Names read ``<split>/<name>``, e.g. ``train/loss``."""
@@ -24,15 +25,15 @@ class Tracker(Protocol):
 
 
 def start_trackers(
-    names: Sequence[str], rundir: RunDir, config: Mapping[str, Any], science: Mapping[str, Any], step: int
+    chosen: TrackerSettings, rundir: RunDir, config: Mapping[str, Any], science: Mapping[str, Any], step: int
 ) -> list[Tracker]:
-    """Open the trackers called ``names`` for a run that goes on after ``step``; what lies beyond it is dropped."""
+    """Open the ``chosen`` trackers for a run that goes on after ``step``; what lies beyond it is dropped."""
     trackers: list[Tracker] = []
-    if "csv" in names:
+    if chosen.csv:
         from launcher.runtime.trackers.csv_files import CsvFiles
 
         trackers.append(CsvFiles(rundir, step))
-    if "tensorboard" in names:
+    if chosen.tensorboard:
         from launcher.runtime.trackers.tensorboard import TensorBoard
 
         trackers.append(TensorBoard(rundir, config, science, step))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from launcher.runtime.rundir import RunDir
+from launcher.runtime.settings import TrackerSettings
 from launcher.runtime.trackers import start_trackers
 from launcher.runtime.trackers.csv_files import CsvFiles
 
@@ -86,7 +87,7 @@ def test_the_end_draws_the_curves(rundir):
     ("names", "made"), [([], set()), (["csv"], {"metrics.csv", "losses_log.csv", "timing_logs.csv"})]
 )
 def test_only_the_trackers_that_are_named_are_started(rundir, names, made):
-    trackers = start_trackers(names, rundir, {}, {}, 0)
+    trackers = start_trackers(TrackerSettings(**dict.fromkeys(names, True)), rundir, {}, {}, 0)
     assert len(trackers) == len(names)
     assert {path.name for path in rundir.path.iterdir()} == made
     for tracker in trackers:

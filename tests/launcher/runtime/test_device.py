@@ -1,51 +1,54 @@
-"""The device: what a machine computes with, told from /proc/cpuinfo and nvidia-smi."""
+"""The device: what a machine computes with, told from /proc/cpuinfo, the driver and torch."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from launcher.runtime.device import cpu_has_bf16, has_bf16, resolve_device
 
 
 @pytest.fixture
-def nvidia_smi(tmp_path, monkeypatch):
-    """``nvidia_smi("9.0\\n", rc=0)``: a machine whose nvidia-smi answers so; before the call there is none."""
+def gpus(tmp_path, monkeypatch):
+    """``gpus((9, 0))``: a machine with a driver and such GPUs; before the call it has no driver."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    def answers(text: str, rc: int = 0) -> None:
-        script = tmp_path / "nvidia-smi"
-        script.write_text(f"#!/bin/sh\nprintf '{text}'\nexit {rc}\n")
-        script.chmod(0o755)
+    def there(*capabilities: tuple[int, int]) -> None:
+        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
 
-    return answers
+    return there
 
 
 @pytest.mark.parametrize("wanted", ["cpu", "cuda"])
-def test_a_named_device_is_taken_at_its_word(wanted, nvidia_smi):
+def test_a_named_device_is_taken_at_its_word(wanted, gpus):
     assert resolve_device(wanted) == wanted
 
 
-def test_auto_is_the_cpu_where_there_is_no_driver(nvidia_smi):
+def test_auto_is_the_cpu_where_there_is_no_driver(gpus):
     assert resolve_device("auto") == "cpu"
     assert not has_bf16("cuda")
 
 
-def test_auto_is_the_gpu_where_there_is_one(nvidia_smi):
-    nvidia_smi(r"9.0\n")
+def test_auto_is_the_gpu_where_torch_can_use_one(gpus):
+    gpus((9, 0))
     assert resolve_device("auto") == "cuda"
 
 
-@pytest.mark.parametrize("rc", [0, 9])
-def test_a_driver_without_a_gpu_or_out_of_order_means_the_cpu(nvidia_smi, rc):
-    nvidia_smi("" if rc == 0 else "NVIDIA-SMI has failed", rc)
+def test_a_driver_without_a_gpu_that_torch_can_use_means_the_cpu(gpus):
+    gpus()
     assert resolve_device("auto") == "cpu"
+    assert not has_bf16("cuda")
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "bf16"), [(r"8.0\n", True), (r"7.5\n", False), (r"10.0\n9.0\n", True), (r"9.0\n7.5\n", False)]
+    ("capabilities", "bf16"),
+    [([(8, 0)], True), ([(7, 5)], False), ([(10, 0), (9, 0)], True), ([(9, 0), (7, 5)], False)],
 )
-def test_gpus_have_bf16_from_ampere_on_and_only_if_all_of_them_do(nvidia_smi, capabilities, bf16):
-    nvidia_smi(capabilities)
+def test_gpus_have_bf16_from_ampere_on_and_only_if_all_of_them_do(gpus, capabilities, bf16):
+    gpus(*capabilities)
     assert has_bf16("cuda") is bf16
 
 

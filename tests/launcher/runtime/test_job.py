@@ -116,7 +116,7 @@ def make_plan(tmp_path):
             execution={
                 "task": other,
                 "checkpoint": checkpoint,
-                "tracker": {"names": list(trackers)},
+                "tracker": dict.fromkeys(trackers, True),
                 "hardware": {"device": "cpu", "micro_batch": None},
             },
         )

@@ -15,6 +15,7 @@ from launcher.runtime.files import write_json
 from launcher.runtime.plan import Plan, resolve_name
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sections import Section, execution, halves
+from launcher.runtime.settings import TrackerSettings
 
 CHECKPOINT = {"every_steps": None, "keep_last": 1, "keep_every": None, "at_end": None, "best": True}
 
@@ -46,7 +47,7 @@ def plan(tmp_path):
         target=f"{__name__}:resolve_name",
         schema=f"{__name__}:Toy",
         science=science,
-        execution={"task": other, "checkpoint": CHECKPOINT, "tracker": {"names": ["csv"]}, "hardware": hardware},
+        execution={"task": other, "checkpoint": CHECKPOINT, "tracker": {"csv": True}, "hardware": hardware},
         environment={"python": "3"},
         created="2024-01-01T00:00:00+00:00",
     )
@@ -68,7 +69,7 @@ def test_both_halves_make_the_config_again(plan):
 def test_the_settings_are_those_of_the_session_only(plan):
     settings = plan.settings()
     assert settings.checkpoint.keep_last == 1
-    assert settings.tracker.names == ["csv"]
+    assert settings.tracker == TrackerSettings(csv=True)
     assert plan.hardware == {"device": "cpu", "micro_batch": None}
 
 

@@ -55,7 +55,7 @@ class Desk:
             {"lr": 0.1},
             world or World(),
             self.rundir,
-            Settings(checkpoint=CheckpointSettings(**CADENCE | checkpoint), tracker=TrackerSettings(names=[])),
+            Settings(checkpoint=CheckpointSettings(**CADENCE | checkpoint), tracker=TrackerSettings()),
             attempt=attempt,
             stop=self.stop,
             meter=Meter(Console(file=io.StringIO()), visible=False),
@@ -195,7 +195,7 @@ def test_a_state_saved_beside_more_gpus_is_restored_on_a_machine_with_fewer(desk
     at.session.save({"step": 1, "model": toy()[0]})
     content = load(at.rundir.list_checkpoints("step")[0])
     here = torch.cuda.device_count()
-    content["session"]["rng"]["cuda"] = [torch.cuda.get_rng_state(i) for i in range(here)] + [torch.get_rng_state()]
+    content["session"]["rng"][0]["cuda"] = [torch.cuda.get_rng_state(i) for i in range(here)] + [torch.get_rng_state()]
     at = desk(attempt=2)
     Checkpoints(at.rundir, CheckpointSettings(**CADENCE), 2).save_state(1, content)
     assert at.session.restore()["step"] == 1
@@ -209,7 +209,7 @@ def test_a_damaged_state_is_warned_of_and_the_one_before_is_restored(desk, caplo
     (newest / "state.pt").unlink()
     with caplog.at_level(logging.WARNING):
         assert desk(attempt=2).session.restore()["step"] == 1
-    assert f"{newest}: state.pt is missing; going back to the one before" in caplog.text
+    assert f"{newest}: state.pt is missing; passed over" in caplog.text
 
 
 # The best weights

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from launcher.runtime.rundir import RunDir
+from launcher.runtime.settings import TrackerSettings
 from launcher.runtime.trackers import start_trackers
 from launcher.runtime.trackers.tensorboard import TensorBoard
 
@@ -119,7 +120,7 @@ def test_going_on_after_a_step_drops_what_an_earlier_attempt_wrote_beyond_it(run
 
 
 def test_it_is_started_by_its_name(rundir):
-    [tracker] = start_trackers(["tensorboard"], rundir, {}, {}, 0)
+    [tracker] = start_trackers(TrackerSettings(tensorboard=True), rundir, {}, {}, 0)
     assert isinstance(tracker, TensorBoard)
     tracker.finish({})
     assert [path.name for path in rundir.path.iterdir()] == ["tb"]

@@ -215,3 +215,20 @@ def test_a_field_longer_than_the_limit_is_refused(tmp_path, monkeypatch):
         index.fields(1)
     monkeypatch.undo()
     assert index.fields(1) == ["1", "x" * 101]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(data_csv, tmp_path):
+    index = open_index(data_csv, tmp_path / "cache")
+    index.require_unchanged()
+    data_csv.write_bytes(data_csv.read_bytes().replace(b"number 3", b"NUMBER 3"))
+    with pytest.raises(UserError, match="was changed while it was read"):
+        index.require_unchanged()
+
+
+def test_a_record_that_swallows_the_file_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm.data.csv_index.MAX_RECORD", 50)
+    path = tmp_path / "stray.csv"
+    path.write_text('a,b\nx,5" nail\n' + "y,z\n" * 30 + 'x,6" nail\nlast,row\n')
+    index = open_index(path, tmp_path / "cache")
+    with pytest.raises(ValueError, match="more than 50: perhaps a stray quote"):
+        index.fields(0)
