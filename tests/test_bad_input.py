@@ -62,7 +62,7 @@ CONFIG: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("a cluster's launcher", ("hydra/launcher=submitit_slurm",), ("hydra/launcher=submitit_slurm", "allowed: basic")),
     ("several nodes", ("hardware.nodes=2",), ("hardware.nodes=2", "allowed: 1")),
     ("no such home", ("launch.root='~nosuchuser/x'",), ("~nosuchuser/x",)),
-    ("no model", ("model=null",), ("model",)),
+    ("no model", ("model=null",), ("group override",)),
     ("a root that is a file", ("launch.root=/etc/passwd",), ("/etc/passwd", "launch.root")),
     ("a cache below a file", ("data.cache_dir=/etc/passwd/x",), ("/etc/passwd/x", "data.cache_dir")),
     ("unprintable", ("launch.name='a\x1bb'",), ("launch.name", "cannot be printed")),
