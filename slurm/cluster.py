@@ -22,10 +22,13 @@ from slurm.layout import Layout
 from slurm.processes import Process
 from slurm.render import Site, Spec
 
-# Kinds of processes in the order of their end, and the seconds that each has after SIGTERM.
+# Kinds of processes in the order of their end, and the seconds that each has after SIGTERM. A slurmstepd would wait for
+# its controller: it is killed, after the tasks whose output it passes on, and leaves none behind that it just started.
 _STAGES: tuple[tuple[tuple[str, ...], float], ...] = (
     (("slurmctld", "slurmscriptd", "slurmd"), 5),
-    ((processes.TASK, "slurmstepd"), 5),
+    ((processes.TASK,), 5),
+    (("slurmstepd",), 0),
+    ((processes.TASK,), 0),
     (("slurmdbd",), 5),
     (("mariadbd",), 20),
     (("munged",), 5),
@@ -83,7 +86,7 @@ class Cluster:
 
     def processes(self) -> list[Process]:
         """All its living processes, those of jobs included."""
-        return processes.find(self.layout.slurm_conf)
+        return processes.find(self.layout)
 
     def up(self) -> str:
         """Start what does not run, and wait until every node that was started can be given work.
@@ -97,7 +100,8 @@ class Cluster:
                 could not begin is taken down again.
         """
         self.layout.check()
-        with self._locked():
+        programs.require(self._asked is not None and self._asked.accounting)
+        with self.locked():
             living = [process for process in self.processes() if _is_daemon(process)]
             if living:
                 return self._repair()
@@ -120,7 +124,7 @@ class Cluster:
         """
         if not self.layout.spec.exists():
             return False
-        with self._locked():
+        with self.locked():
             ran = bool(self.processes())
             self._stop()
             for path in self.layout.transient:
@@ -154,7 +158,7 @@ class Cluster:
 
     def start_node(self, node: str) -> None:
         """Start the slurmd of ``node`` and wait until Slurm can give it work."""
-        with self._locked():
+        with self.locked():
             daemons.start_slurmd(self.layout, node)
             daemons.wait_for_nodes(self.layout, [node])
 
@@ -233,7 +237,7 @@ class Cluster:
             raise ClusterError(f"{path}: cannot be read ({error}); remove the folder after `down`") from None
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Be the only one who starts or stops daemons here; another command waits until this one is done."""
         folder = self.layout.folder
         if not self.layout.lock.exists() and folder.exists() and any(folder.iterdir()):

@@ -96,9 +96,8 @@ def wait_for_nodes(layout: Layout, nodes: Sequence[str]) -> None:
     states: dict[str, str] = {}
 
     def ready() -> bool:
-        living = {process.node for process in find(layout.slurm_conf) if process.kind == "slurmd"}
-        if dead := [node for node in nodes if node not in living]:
-            raise ClusterError(f"slurmd of {dead[0]} ended{programs.last_lines(layout.log(dead[0]))}")
+        for node in nodes:
+            _require_alive(layout, "slurmd", node)
         states.update(node_states(layout))
         return all(states.get(node) in _READY for node in nodes)
 
@@ -145,13 +144,20 @@ def _wait_for(layout: Layout, daemon: str, event: Callable[[], bool]) -> None:
     def came() -> bool:
         if event():
             return True
-        if not any(process.kind == daemon for process in find(layout.slurm_conf)):
-            raise ClusterError(f"{daemon} ended{programs.last_lines(layout.log(daemon))}")
+        _require_alive(layout, daemon)
         return False
 
     if not wait_until(came, START_TIMEOUT_S):
         log = programs.last_lines(layout.log(daemon))
         raise ClusterError(f"{daemon} does not answer within {START_TIMEOUT_S:g} s{log}")
+
+
+def _require_alive(layout: Layout, daemon: str, node: str | None = None) -> None:
+    def alive() -> bool:
+        return any((process.kind, process.node) == (daemon, node) for process in find(layout))
+
+    if not wait_until(alive, 1):  # not at the first look: a daemon forks twice on its way to the background
+        raise ClusterError(f"{daemon} ended{programs.last_lines(layout.log(node or daemon))}")
 
 
 def _listens(path: Path) -> bool:

@@ -29,11 +29,12 @@ def show_job(cluster: Cluster, job: str) -> Job:
     """Read one job. ``job`` is an id, or ``12_3`` for an element of an array.
 
     Raises:
-        ClusterError: there is no such job, or it is a whole array.
+        ClusterError: no cluster runs, there is no such job, or it is a whole array.
     """
     number, _, element = job.partition("_")
     if not number.isdecimal() or (element and not element.isdecimal()):
         raise ClusterError(f"job {job!r}: should be a number, or 12_3 for an element of an array")
+    _require_running(cluster)
     lines = programs.client(cluster.layout, "scontrol", "show", "job", "-o", job).splitlines()
     if len(lines) != 1:
         raise ClusterError(f"job {job}: an array of {len(lines)} records; name one element, like {job}_0")
@@ -123,5 +124,9 @@ def restore_node(cluster: Cluster, node: str) -> str:
 def _require_node(cluster: Cluster, node: str) -> None:
     if node not in cluster.spec.node_names:
         raise ClusterError(f"node {node!r}: should be one of {', '.join(cluster.spec.node_names)}")
+    _require_running(cluster)
+
+
+def _require_running(cluster: Cluster) -> None:
     if not any(process.kind == "slurmctld" for process in cluster.processes()):
         raise ClusterError(f"no cluster runs in {cluster.layout.folder}: python -m slurm up")

@@ -1,7 +1,8 @@
 """Processes of a cluster, found by what they were started with; waiting for events; ending processes for certain.
 
 Process ids written to files go stale and are given to strangers, so they are never trusted here: a process belongs to
-a cluster if its environment (proc(5)) names the cluster's slurm.conf and it was started by us or by a slurmd.
+a cluster if its environment (proc(5)) names the cluster's slurm.conf and it was started by us or by a slurmd, or if it
+is a child of a daemon that writes to the cluster's log.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.errors import ClusterError
+from slurm.layout import Layout
 
 DAEMON_MARK = "SEEMORE_DAEMON"
-"""Environment variable of the daemons that we start: which one it is. slurmd hands it to its slurmstepd only."""
+"""Environment variable of the daemons that we start: which one it is. Jobs do not get it."""
 NODE_MARK = "SLURMD_NODENAME"
 """Slurm's own mark of every task; we set it for slurmd too, so that all processes of a node carry it."""
 TASK = "task"
 """What a process started by a job is called."""
 
+# Slurm's daemons for a step and for scripts write their titles over their environment; their log tells whose they are.
+_CHILDREN = ("slurmstepd", "slurmscriptd")
 _POLL_S = 0.05
 
 
@@ -38,23 +42,36 @@ class Process:
     """Clock ticks from boot to its start: with ``pid`` what tells it from any other process."""
 
 
-def find(slurm_conf: Path) -> list[Process]:
-    """All living processes of the cluster of ``slurm_conf``. A shell or client that merely uses it is none of them."""
-    mark = f"SLURM_CONF={slurm_conf}".encode()
+def find(layout: Layout) -> list[Process]:
+    """All living processes of a cluster. A shell or a client that merely uses it is none of them."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal() or int(entry.name) == os.getpid():
             continue
         try:
-            words = (entry / "environ").read_bytes().split(b"\0")
-            if mark not in words:
-                continue
-            name, _, started = _stat(int(entry.name))
+            process = _identify(int(entry.name), layout)
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # ended meanwhile, or another user's: a cluster is one user's
-        if process := _identify(int(entry.name), name, started, words):
+        if process:
             found.append(process)
     return found
+
+
+def _identify(pid: int, layout: Layout) -> Process | None:
+    name, _, started = _stat(pid)
+    if name in _CHILDREN:
+        logs = {str(log): log.stem for log in layout.logs.glob("*.log")}
+        kept = (str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir())
+        writer = next((logs[path] for path in kept if path in logs), None)
+        return None if writer is None else Process(pid, name, None if writer == "slurmctld" else writer, started)
+    words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    if f"SLURM_CONF={layout.slurm_conf}".encode() not in words:
+        return None
+    values = dict(word.decode(errors="replace").partition("=")[::2] for word in words)
+    daemon, node = values.get(DAEMON_MARK), values.get(NODE_MARK)
+    if daemon is None:
+        return None if node is None else Process(pid, TASK, node, started)
+    return Process(pid, daemon, node, started)
 
 
 def _stat(pid: int) -> tuple[str, str, int]:
@@ -71,15 +88,6 @@ def _over(process: Process) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return state in "ZX" or started != process.started
-
-
-def _identify(pid: int, name: str, started: int, environment: list[bytes]) -> Process | None:
-    values = dict(word.decode(errors="replace").partition("=")[::2] for word in environment)
-    daemon, node = values.get(DAEMON_MARK), values.get(NODE_MARK)
-    if daemon is None:
-        return None if node is None else Process(pid, TASK, node, started)
-    children = ("slurmstepd", "slurmscriptd")  # their parents' environment is theirs
-    return Process(pid, next((child for child in children if name.startswith(child)), daemon), node, started)
 
 
 def wait_until(event: Callable[[], bool], timeout_s: float) -> bool:
@@ -104,7 +112,7 @@ def end(chosen: Callable[[], list[Process]], grace_s: float) -> None:
     deadline = time.monotonic() + grace_s
 
     def gone() -> bool:
-        left = chosen()
+        left = chosen() or chosen()  # twice: one that forks while /proc is read can escape the first look
         for process in left:
             if time.monotonic() >= deadline:
                 _send(process, signal.SIGKILL)
