@@ -22,16 +22,17 @@ from slurm.layout import Layout
 from slurm.processes import Process
 from slurm.render import Site, Spec
 
-# Kinds of processes in the order of their end, and the seconds that each has after SIGTERM. A slurmstepd would wait for
-# its controller: it is killed, after the tasks whose output it passes on, and leaves none behind that it just started.
+# Kinds of processes in the order of their end, and the seconds that each has after SIGTERM. Jobs may want to save;
+# daemons are not waited for, as nothing of theirs is kept. A slurmstepd would wait for its controller: it is killed,
+# after the tasks whose output it passes on, and the tasks that it may just have started after it.
 _STAGES: tuple[tuple[tuple[str, ...], float], ...] = (
-    (("slurmctld", "slurmscriptd", "slurmd"), 5),
+    (("slurmctld", "slurmscriptd", "slurmd"), 1),
     ((processes.TASK,), 5),
     (("slurmstepd",), 0),
     ((processes.TASK,), 0),
-    (("slurmdbd",), 5),
-    (("mariadbd",), 20),
-    (("munged",), 5),
+    (("slurmdbd",), 1),
+    (("mariadbd",), 1),
+    (("munged",), 1),
 )
 # Job ids go on from one life of a folder's cluster to the next, so that a job of an earlier one is never mistaken for
 # a job of today. Slurm's ids end at 67 million.

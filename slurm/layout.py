@@ -90,7 +90,7 @@ class Layout:
     @property
     def database_socket(self) -> Path:
         """Where MariaDB listens; it opens no port."""
-        return self.folder / "run" / "mariadb.socket"
+        return self.folder / "database" / "mariadb.socket"
 
     @property
     def run(self) -> Path:

@@ -168,7 +168,10 @@ def gres_conf(spec: Spec, layout: Layout) -> str:
 
 
 def slurmdbd_conf(site: Site, layout: Layout) -> str:
-    """Text of slurmdbd.conf. It names no socket of MariaDB: the client library takes it from MYSQL_UNIX_PORT."""
+    """Text of slurmdbd.conf. MariaDB's socket is no setting of it: MYSQL_UNIX_PORT names it to the client library.
+
+    The user is MariaDB's own root, without a password; whoever cannot enter the database's folder cannot reach it.
+    """
     return f"""\
 DbdHost=localhost
 DbdAddr=127.0.0.1
@@ -178,7 +181,7 @@ AuthType=auth/munge
 AuthInfo=socket={layout.munge_socket}
 StorageType=accounting_storage/mysql
 StorageHost=localhost
-StorageUser={site.user}
+StorageUser=root
 StorageLoc=slurm_acct_db
 PidFile={layout.pid_file("slurmdbd")}
 LogFile={layout.log("slurmdbd")}

@@ -164,7 +164,7 @@ def test_after_kill_9_of_everything_up_begins_anew_and_leaves_no_stray(folders, 
         for process in running.processes():
             if process.kind not in ("task", "slurmstepd"):
                 os.kill(process.pid, signal.SIGKILL)
-        assert wait_until(lambda: not running.status().running, 10)
+        assert wait_until(lambda: not running.status().daemons, 10)
         assert running.up().startswith("2 nodes are up")
         assert stray not in running.processes()
         assert client("squeue", "-h") == ""
@@ -175,7 +175,7 @@ def test_after_kill_9_of_everything_up_begins_anew_and_leaves_no_stray(folders, 
 def test_down_leaves_no_process_and_clients_do_not_hang(folders, tmp_path: Path):
     cluster = Cluster(folders(), Spec(nodes=2, accounting=True))
     cluster.up()
-    _, lines = submit_watch(client_of(cluster, tmp_path))
+    _, lines = submit_watch(client_of(cluster, tmp_path), tmp_path)
     assert wait_until(wrote(lines, "start 0"), 30)
     assert {process.kind for process in cluster.processes()} >= {"mariadbd", "slurmstepd", "task"}
     assert cluster.down()
