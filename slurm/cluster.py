@@ -123,7 +123,7 @@ class Cluster:
         Raises:
             ClusterError: a process outlives SIGKILL.
         """
-        if not self.layout.spec.exists():
+        if not self.layout.spec.exists() and not self.processes():  # they may live where somebody removed the folder
             return False
         with self.locked():
             ran = bool(self.processes())

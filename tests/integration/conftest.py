@@ -29,10 +29,20 @@ def slurm_installed() -> None:
 
 @pytest.fixture(scope="session")
 def folders() -> Iterator[Callable[[], Path]]:
-    """``folders()``: a new folder for a cluster. pytest's own have names too long for the sockets below them."""
+    """``folders()``: a new folder for a cluster, which is down at the end whatever its test did.
+
+    pytest's own folders have names too long for the sockets below them.
+    """
     with tempfile.TemporaryDirectory(prefix="slurm-") as root:
-        count = iter(range(1000))
-        yield lambda: Path(root) / f"c{next(count)}"
+        made: list[Path] = []
+
+        def new() -> Path:
+            made.append(Path(root) / f"c{len(made)}")
+            return made[-1]
+
+        yield new
+        for folder in made:
+            Cluster(folder).down()
 
 
 @pytest.fixture(scope="session")

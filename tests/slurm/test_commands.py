@@ -145,3 +145,10 @@ def test_down_ends_what_a_crash_left_behind_and_forgets_its_state(slurm: Run, pr
     assert not layout.state.exists()
     assert not layout.run.exists()
     assert layout.log("slurmctld").exists()
+
+
+def test_down_ends_what_lives_although_its_folder_was_removed(pretender, tmp_path: Path):
+    layout = Layout(tmp_path.resolve() / "gone")
+    left = pretender(SLURM_CONF=str(layout.slurm_conf), **{DAEMON_MARK: "munged"})
+    assert Cluster(layout.folder).down()
+    assert wait_until(lambda: left.poll() == -9, 10)
