@@ -1,1 +1,1 @@
-"""A disposable, real Slurm cluster on one machine: its room is kept, the cluster is not built yet."""
+"""A disposable, real Slurm cluster on one machine, private to a folder. Standard library only."""
