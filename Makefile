@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint unit install clean
+.PHONY: demo test lint unit integration install clean
 
 demo: install
 	$(PY) -m launcher.run experiment=demo
@@ -28,6 +28,10 @@ lint: install
 # One thread a process: the tests run side by side on all cores.
 unit: install
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
+
+# On a real Slurm, which this starts and stops (Debian: apt-get install slurm-wlm slurmdbd munge mariadb-server).
+integration: install
+	$(PY) -m pytest -m slurm tests/integration
 
 install: $(INSTALLED)
 

@@ -18,7 +18,7 @@ TOP_LEVEL = {
     *PACKAGES, "conf", "tests", "pyproject.toml", "constraints.txt", "README.md", "Makefile", "CHANGELOG.md",
     "CONTRIBUTING.md", "LICENSE", ".ci", ".gitignore",
 }  # fmt: skip
-COMMANDS = ("launcher.run", "vlm", "sweeps")
+COMMANDS = ("launcher.run", "vlm", "sweeps", "slurm")
 
 # A module may import what starts with one of these; the first rule that fits a module holds.
 MAY_IMPORT = {
