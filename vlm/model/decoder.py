@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from vlm.config import ModelConfig
 from vlm.model.block import KeyValueCache, tower
+from vlm.model.dropout import dropout
 
 
 class Projector(nn.Module):
@@ -21,7 +21,7 @@ class Projector(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, N, image_embed_dim)`` to ``(B, N, n_embd)``."""
-        return F.dropout(self.net(x), self.dropout, self.training)
+        return dropout(self.net(x), self.dropout, self.training)
 
 
 class Decoder(nn.Module):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from vlm.config import ModelConfig
 from vlm.model.block import tower
+from vlm.model.dropout import dropout
 
 
 class PatchEmbedding(nn.Module):
@@ -46,7 +46,7 @@ class VisionTransformer(nn.Module):
         x = self.patches(images)
         if self.only_cls:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x.to(self.cls_token.dtype)], dim=1)
-        x = F.dropout(x + self.positions, self.dropout, self.training)
+        x = dropout(x + self.positions, self.dropout, self.training)
         *first, last = self.blocks
         for block in first:
             x = block(x)
