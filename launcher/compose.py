@@ -80,10 +80,13 @@ def _hint(key: str) -> str:
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         group = key.partition(".")[0]
+        known = _keys([])
         for option in GlobalHydra.instance().config_loader().get_group_options(group):
-            if key in _keys([f"{group}={option}"]):
+            keys = _keys([f"{group}={option}"])
+            if key in keys:
                 return f" here; {group}={option} has it"
-        return nearest(key, _keys([]))
+            known |= keys
+        return nearest(key, known)
 
 
 def _keys(overrides: list[str]) -> set[str]:

@@ -237,7 +237,7 @@ class TrainerConfig(Section):
         if (self.max_steps is None) == (self.epochs is None):
             raise ValueError(
                 f"max_steps={self.max_steps} and epochs={self.epochs}: exactly one is set, the other is null "
-                "(for epochs: trainer.max_steps=null trainer.epochs=10)"
+                "(by epochs: trainer.max_steps=null trainer.epochs=10; by steps: trainer.epochs=null)"
             )
 
 

@@ -138,7 +138,8 @@ class Session:
             self._trackers = self._open_trackers(self._saved_step or 0)
         for tracker in self._trackers:
             tracker.log(values, step)
-        self._meter.show(step, self._digest(), important="val/loss" in values)
+        fresh = not {"train/loss", "val/loss"}.isdisjoint(values)  # or the line would show an older step's loss
+        self._meter.show(step, self._digest() if fresh else "", important="val/loss" in values)
         if time.monotonic() - self._status_at >= _STATUS_EVERY_S:
             self._status_at = time.monotonic()
             self.write_status("RUNNING")

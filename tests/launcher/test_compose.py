@@ -24,6 +24,7 @@ def error_of(*overrides):
         ("precison=bf16", ["unknown key 'precison'", "did you mean 'precision'"]),
         ("~trainer.sed", ["unknown key 'trainer.sed'", "did you mean 'trainer.seed'"]),
         ("data.path=x.csv", ["unknown key 'data.path'", "data=csv has it"]),
+        ("data.paths=x.csv", ["unknown key 'data.paths'", "did you mean 'data.path'"]),
         ("model=tyny", ["model=tyny", "did you mean 'tiny'", "seemore, small, tiny"]),
         ("optim.lr=[1", ["optim.lr=[1", "cannot be read as key=value"]),
         ("+optim.lr=1", ["optim.lr", "already"]),
