@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +42,18 @@ def plain(config: DictConfig) -> dict[str, Any]:
     assert isinstance(values, dict)
     named = {str(key): value for key, value in values.items()}
     for key, value in flat(named).items():
-        if isinstance(value, str) and not value.isprintable():
-            raise UserError(f"{key}={value!r}: holds characters that cannot be printed")
+        require_printable(key, value)
     return named
 
 
-def require_basic_launcher(choices: Mapping[str, str | None]) -> None:
-    """See that runs are to be trained in this process: nobody trains on a login node by mistake.
+def require_printable(key: str, value: Any) -> None:
+    """See that a text holds nothing that a terminal or a batch script would take for more than text.
 
     Raises:
-        UserError: another ``hydra/launcher`` is chosen.
+        UserError: it holds a line break, NUL, escape or the like.
     """
-    launcher = choices.get("hydra/launcher")
-    if launcher != "basic":
-        raise UserError(f"hydra/launcher={launcher}: not supported yet (allowed: basic, which trains here)")
+    if isinstance(value, str) and not value.isprintable():
+        raise UserError(f"{key}={value!r}: holds characters that cannot be printed")
 
 
 def told(error: Exception) -> str:

@@ -4,33 +4,57 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from launcher.environment import environment
+from launcher.resources import Resources, resources_of
 from launcher.runtime.device import has_bf16, resolve_device
 from launcher.runtime.errors import UserError
 from launcher.runtime.identity import run_id
 from launcher.runtime.plan import Facts, Plan, resolve_name
 from launcher.runtime.sections import halves, hashed, nearest, parse
 from launcher.runtime.settings import Settings
-from launcher.schema import HardwareConfig, LaunchConfig, TaskConfig
+from launcher.schema import HardwareConfig, LaunchConfig, SiteConfig, TaskConfig
 
-_OURS = {f.name for f in dataclasses.fields(Settings)} | {"task", "launch", "hardware"}
+_OURS = {f.name for f in dataclasses.fields(Settings)} | {"task", "launch", "hardware", "site"}
 
 
-def check(values: Mapping[str, Any]) -> None:
-    """See that a composed config fits its schemas, without looking at files or devices.
+@dataclass(frozen=True)
+class Sections:
+    """A whole config, read by the schemas."""
+
+    task: TaskConfig
+    launch: LaunchConfig
+    hardware: HardwareConfig
+    site: SiteConfig
+    settings: Settings
+    config: Any
+    """The task's own."""
+
+
+def read_sections(values: Mapping[str, Any]) -> Sections:
+    """Read a composed config by its schemas, without looking at files or devices.
 
     Raises:
         UserError: names each key that does not fit.
     """
-    _parse_all(values)
+    task = parse(TaskConfig, _section(values, "task"))
+    launch = parse(LaunchConfig, _section(values, "launch"))
+    hardware = parse(HardwareConfig, _section(values, "hardware"))
+    site = parse(SiteConfig, _section(values, "site"))
+    settings = parse(Settings, {f.name: _section(values, f.name) for f in dataclasses.fields(Settings)})
+    schema = resolve_name(task.schema)
+    if not (isinstance(schema, type) and dataclasses.is_dataclass(schema)):
+        raise UserError(f"task.schema={task.schema!r}: should name a dataclass")
+    config = parse(schema, {key: value for key, value in values.items() if key not in _OURS})
+    return Sections(task, launch, hardware, site, settings, config)
 
 
 def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path) -> Plan:
-    """Freeze a composed config.
+    """Freeze a composed config for this process alone.
 
     Args:
         values: the whole config as plain values, interpolations resolved.
@@ -38,52 +62,67 @@ def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path) -> Pla
         cwd: the folder in which the command was typed.
 
     Raises:
-        UserError: the config does not fit its schema, or names a file that cannot be used.
+        UserError: the config does not fit its schema, names a file that cannot be used, or asks for more than one rank.
     """
-    task, launch, hardware, settings, config = _parse_all(values)
-    device = resolve_device(hardware.device)
-    facts = Facts(cwd=cwd, device=device, bf16=has_bf16(device))
+    sections = read_sections(values)
+    for name in ("nodes", "tasks_per_node"):
+        if (count := getattr(sections.hardware, name)) > 1:
+            raise UserError(
+                f"hardware.{name}={count}: this process is one rank; several need hardware=local_2, or "
+                "hydra/launcher=submitit_local or submitit_slurm"
+            )
+    hardware = dataclasses.replace(sections.hardware, device=resolve_device(sections.hardware.device))
+    facts = Facts(cwd=cwd, device=hardware.device, bf16=has_bf16(hardware.device))
+    return _freeze(sections, hardware, facts, default_name, None)
+
+
+def make_queued_plan(
+    values: Mapping[str, Any], queue: Mapping[str, Any], *, default_name: str, cwd: Path, code: str | None, here: bool
+) -> tuple[Plan, Resources]:
+    """Freeze a composed config for a job of its own.
+
+    Args:
+        queue: ``hydra.launcher.*``.
+        code: id of the snapshot that the job imports from.
+        here: the job runs on this machine; else on a node of a cluster, which is believed to have what is asked for.
+
+    Raises:
+        UserError: as ``make_plan``, or resources that cannot be asked for.
+    """
+    sections = read_sections(values)
+    hardware = sections.hardware
+    if here:
+        hardware = dataclasses.replace(hardware, device=resolve_device(hardware.device))
+        if hardware.device == "cuda" and not hardware.gpus_per_node and not queue.get("gpus_per_node"):
+            hardware = dataclasses.replace(hardware, gpus_per_node=hardware.tasks_per_node)
+    resources = resources_of(hardware, sections.site, queue)
+    device = resources.hardware.device
+    bf16 = sections.site.bf16 if device == "cuda" and not here else has_bf16(device)
+    facts = Facts(cwd=cwd, device=device, bf16=bf16)
+    return _freeze(sections, resources.hardware, facts, default_name, code), resources
+
+
+def _freeze(sections: Sections, hardware: HardwareConfig, facts: Facts, default_name: str, code: str | None) -> Plan:
+    config = sections.config
     if hasattr(config, "resolve"):
         config = config.resolve(facts)
     science, execution = halves(config)
     return Plan(
         run_id=run_id(hashed(config)),
-        name=launch.name or default_name,
-        root=facts.absolute(launch.root),
-        target=task.target,
-        schema=task.schema,
+        name=sections.launch.name or default_name,
+        root=facts.absolute(sections.launch.root),
+        target=sections.task.target,
+        schema=sections.task.schema,
         science=science,
         execution={
             "task": execution,
-            **dataclasses.asdict(settings),
-            "hardware": dataclasses.asdict(hardware) | {"device": device},
+            **dataclasses.asdict(sections.settings),
+            "hardware": dataclasses.asdict(hardware) | {"interface": sections.site.interface},
         },
+        code=code,
         environment=environment(Path(__file__).parent),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def require_one_process(plan: Plan) -> None:
-    """See that the plan is one for this process alone.
-
-    Raises:
-        UserError: it asks for more nodes or ranks.
-    """
-    for name in ("nodes", "tasks_per_node"):
-        if plan.hardware[name] > 1:
-            raise UserError(f"hardware.{name}={plan.hardware[name]}: not supported yet (allowed: 1)")
-
-
-def _parse_all(values: Mapping[str, Any]) -> tuple[TaskConfig, LaunchConfig, HardwareConfig, Settings, Any]:
-    task = parse(TaskConfig, _section(values, "task"))
-    launch = parse(LaunchConfig, _section(values, "launch"))
-    hardware = parse(HardwareConfig, _section(values, "hardware"))
-    settings = parse(Settings, {f.name: _section(values, f.name) for f in dataclasses.fields(Settings)})
-    schema = resolve_name(task.schema)
-    if not (isinstance(schema, type) and dataclasses.is_dataclass(schema)):
-        raise UserError(f"task.schema={task.schema!r}: should name a dataclass")
-    config = parse(schema, {key: value for key, value in values.items() if key not in _OURS})
-    return task, launch, hardware, settings, config
 
 
 def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

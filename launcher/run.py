@@ -1,6 +1,7 @@
-"""``python -m launcher.run [overrides]``: train here what the config says; with ``-m``, one run for each combination.
+"""``python -m launcher.run [overrides]``: train what the config says; with ``-m``, one run for each combination.
 
-Hydra composes the config; what it composed is frozen into a plan; the plan is run in this process.
+Hydra composes the config; what it composed is frozen into a plan; the plan is run in this process, or handed to the
+queue that ``hydra/launcher`` names.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
+from launcher.runtime.rundir import RunDir, metric_of
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.world import set_defaults
 
 if TYPE_CHECKING:  # imported where they are used: --help and tab completion are as quick as Hydra
+    from launcher.members import Member
     from launcher.runtime.job import Outcome
-    from launcher.runtime.plan import Plan
 
 
 def main() -> int:
@@ -36,29 +38,29 @@ def _main() -> int:
     set_defaults(os.environ)
     stop = StopFlag()
     stop.install()
-    composed: list[tuple[DictConfig, dict[str, str | None]]] = []
+    composed: list[Member] = []
     codes: list[int] = []
     left_out: list[int] = []
 
     def on_config(config: DictConfig) -> float | None:
         chosen = HydraConfig.get()
-        if chosen.mode != RunMode.MULTIRUN:  # trained after Hydra has returned: its wrapping shows in no traceback
-            composed.append((config, chosen.runtime.choices))
+        if chosen.mode != RunMode.MULTIRUN:  # launched after Hydra has returned: its wrapping shows in no traceback
+            composed.append(_member(config))
             return None
         if stop:
             left_out.append(chosen.job.num)
             return float("nan")
         try:
-            outcome = _train(_plan(config, chosen.runtime.choices), stop)
+            outcome = _train(_member(config), stop)
         except UserError as error:  # the others still run
             say_error(error)
             codes.append(error.code)
             return float("nan")
         codes.append(outcome.code)
-        return _metric(outcome)
+        return metric_of(outcome.summary)
 
     _compose(on_config)
-    codes += [_train(_plan(config, choices), stop).code for config, choices in composed]
+    codes += [_launch(member, stop) for member in composed]
     if left_out:
         print(f"stopped: {len(left_out)} members did not run; the same command goes on", file=sys.stderr)
         codes.append(ExitCode.STOPPED_SAVED)
@@ -67,6 +69,9 @@ def _main() -> int:
 
 def _compose(on_config: Any) -> None:
     """Let Hydra read the command line and call ``on_config`` with each config; its errors become one line."""
+    from hydra_plugins.seemore import register
+
+    register()
     with _hydra_raises():
         try:
             hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(on_config)()
@@ -78,36 +83,44 @@ def _compose(on_config: Any) -> None:
             raise UserError(told(error)) from None
 
 
-def _plan(config: DictConfig, choices: dict[str, str | None]) -> Plan:
-    from launcher.compose import plain, require_basic_launcher
+def _member(config: DictConfig) -> Member:
+    """What Hydra composed, its own section put back: values of ``hydra.launcher`` may refer to others."""
+    from launcher.members import member_of
+
+    hydras = HydraConfig.get()
+    with open_dict(config):
+        config.hydra = hydras
+    return member_of(config, list(hydras.overrides.task))
+
+
+def _launch(member: Member, stop: StopFlag) -> int:
+    """Train here, or hand the one run to its queue: nobody trains on a login node by mistake."""
+    if member.launcher == "basic":
+        return _train(member, stop).code
+    from launcher.dispatch import dispatch
+
+    dispatch([member], os.environ, Path.cwd())
+    return ExitCode.DONE
+
+
+def _train(member: Member, stop: StopFlag) -> Outcome:
     from launcher.naming import default_name
-    from launcher.plan import make_plan, require_one_process
-
-    require_basic_launcher(choices)
-    plan = make_plan(plain(config), default_name=default_name(choices), cwd=Path.cwd())
-    require_one_process(plan)
-    return plan
-
-
-def _train(plan: Plan, stop: StopFlag) -> Outcome:
+    from launcher.plan import make_plan
     from launcher.runtime.job import Outcome, run_job
 
+    plan = make_plan(member.values, default_name=default_name(member.choices), cwd=Path.cwd())
+    if member.values["launch"]["dry_run"]:
+        print(f"would train here: {plan.rundir.path}  {' '.join(member.overrides)}".rstrip())
+        return Outcome(plan.rundir.state() or "PLANNED", ExitCode.DONE, {})
     if plan.rundir.state() == "COMPLETED":
         print(f"COMPLETED already: {plan.rundir.path}")
         return Outcome("COMPLETED", ExitCode.DONE, plan.rundir.read(plan.rundir.summary) or {})
     outcome = run_job(plan, os.environ, stop)
-    _say(plan, outcome)
+    _say(plan.rundir, outcome)
     return outcome
 
 
-def _metric(outcome: Outcome) -> float:
-    """What a search minimises: the best validation loss, or the last training loss where nothing is validated."""
-    values = (outcome.summary.get(name) for name in ("best_val_loss", "train_loss"))
-    return next((float(v) for v in values if v is not None), float("nan"))
-
-
-def _say(plan: Plan, outcome: Outcome) -> None:
-    rundir = plan.rundir
+def _say(rundir: RunDir, outcome: Outcome) -> None:
     if outcome.state != "COMPLETED":
         print(f"{outcome.state}: {rundir.path}\ncontinue it with the same command")
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,13 +39,41 @@ class HardwareConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SiteConfig(Section):
+    """What one cluster is like. Stronger than ``hardware``, weaker than ``hydra.launcher.*``."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that nodes must have."""
+    slurm_conf: str | None = None
+    """``SLURM_CONF`` of the cluster, where the environment does not say; ``~`` is a home directory."""
+    setup: list[str] = dataclasses.field(default_factory=list)
+    """Lines of shell that a batch script runs first: ``module load …``."""
+    python: str | None = None
+    """Python interpreter of jobs; null: that of the command."""
+    interface: str | None = None
+    """Network interface of NCCL and gloo, e.g. ``ib0``; null: found out."""
+    bf16: bool = True
+    """Whether the GPUs multiply bf16 in hardware (since NVIDIA's Ampere): the machine that submits may have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchConfig(Section):
-    """Where a run goes and under which name."""
+    """Where a run goes, under which name, and how it is launched."""
 
     name: str | None
     """The sweep. null: ``<experiment or model>-<data>``, for a sweep with a hash of the names of what varies."""
     root: str
     """Folder of all sweeps; relative to the folder in which the command was typed."""
+    wait: bool = False
+    """Wait for submitted runs, and tell what became of them."""
+    dry_run: bool = False
+    """Show what would be submitted, ask Slurm whether it would take it, and change nothing."""
+    parallel: Positive | None = None
+    """``hydra/launcher=submitit_local``: most runs at a time. null: one for each set of GPUs, or as the cores allow."""
 
     def __post_init__(self) -> None:
         if self.name is not None and (not self.name or self.name.startswith(".") or "/" in self.name):

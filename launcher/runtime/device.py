@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 # Instructions that multiply bf16 in hardware; without one of them bf16 on a CPU is slower than fp32.
 _CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
@@ -11,7 +13,7 @@ _AMPERE = (8, 0)
 """First CUDA compute capability with bf16 tensor cores."""
 
 
-def resolve_device(wanted: str) -> str:
+def resolve_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
     """``cpu`` or ``cuda`` for a wanted ``auto``, ``cpu`` or ``cuda``: auto takes a GPU that torch can use here."""
     if wanted != "auto":
         return wanted
@@ -33,6 +35,13 @@ def cpu_has_bf16(cpuinfo: str) -> bool:
         if name.strip() in ("flags", "Features"):
             return not set(_CPU_BF16).isdisjoint(value.split())
     return False
+
+
+def visible_gpus(env: Mapping[str, str]) -> list[str]:
+    """The GPUs that a process with ``env`` sees, by the names that ``CUDA_VISIBLE_DEVICES`` takes."""
+    if (said := env.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in said.split(",") if name and not name.startswith("-")]
+    return [str(index) for index in range(len(_usable_gpus()))]
 
 
 def _usable_gpus() -> list[tuple[int, int]]:

@@ -30,13 +30,21 @@ class ExitCode(IntEnum):
 class UserError(Exception):
     """Something the user can mend. The message is one line: the thing, its value, what is allowed, what to do."""
 
-    code = ExitCode.USER_ERROR
+    code: ExitCode = ExitCode.USER_ERROR
 
 
 class TrainingFailed(UserError):
     """The training diverged or stood still; the message says at which step and what to try."""
 
     code = ExitCode.TRAINING_FAILED
+
+
+class RunsNotDone(UserError):
+    """Some of several runs failed or were stopped; the code is that of the worst."""
+
+    def __init__(self, message: str, code: ExitCode) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def say_error(error: UserError) -> None:

@@ -10,23 +10,30 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``: written aside, fsynced, renamed over it, the folder fsynced (rename(2))."""
+def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replace ``path`` by ``data``: written aside, fsynced, renamed over it, the folder fsynced (rename(2)).
+
+    Without ``durable`` nothing is fsynced: a power failure may lose the file, a crash of ours cannot tear it.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         aside.replace(path)
-    finally:
+    except BaseException:
         aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        raise
+    if durable:
+        sync_folder(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Replace ``path`` by ``value`` as indented JSON; numbers that are not finite, which JSON has not, become null."""
-    write_atomic(path, (json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, text.encode(), durable=durable)
 
 
 def _finite(value: Any) -> Any:

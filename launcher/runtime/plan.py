@@ -84,6 +84,8 @@ class Plan:
 
     def same_science(self, other: Plan) -> bool:
         """Whether both would learn the same: what is hashed is equal, whatever was added to the schema since."""
+        if self.schema == other.schema and self.science == other.science:
+            return True
         try:
             theirs = other.config()
         except UserError:  # the schema does not read it any more

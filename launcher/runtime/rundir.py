@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,14 @@ class RunDir:
         """
         return _RunLock(self.path / ".lock", timeout=0)
 
+    def is_locked(self) -> bool:
+        """Whether a process trains this run. Takes the lock for a moment: ask only where none seems to live."""
+        try:
+            with self.lock():
+                return False
+        except UserError:
+            return True
+
     def read(self, path: Path) -> dict[str, Any] | None:
         """A JSON file of this run, or None where it is not there yet.
 
@@ -137,6 +146,10 @@ class RunDir:
         status = self.read(self.status)
         return None if status is None else str(status.get("state"))
 
+    def metric(self) -> float:
+        """``metric_of`` its summary; NaN where it has none yet."""
+        return metric_of(self.read(self.summary) or {})
+
     def write_status(self, **values: Any) -> None:
         """Replace ``status.json``."""
         write_json(self.status, values)
@@ -148,6 +161,12 @@ class RunDir:
     def attempt_events(self) -> list[dict[str, Any]]:
         """All starts and ends so far."""
         return read_json_lines(self.attempts)
+
+
+def metric_of(summary: Mapping[str, Any]) -> float:
+    """What a search minimises: the best validation loss, or the last training loss where nothing is validated."""
+    values = (summary.get(name) for name in ("best_val_loss", "train_loss"))
+    return next((float(v) for v in values if v is not None), float("nan"))
 
 
 class _RunLock(FileLock):

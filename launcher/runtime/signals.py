@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -29,6 +30,13 @@ class StopFlag:
 
     def __bool__(self) -> bool:
         return self.signal is not None
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a stop signal, at most so long; whether there was one."""
+        until = time.monotonic() + seconds
+        while not self and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))  # a handler alone does not end a sleep (PEP 475)
+        return bool(self)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked child (a data worker) has inherited the handler: not its business

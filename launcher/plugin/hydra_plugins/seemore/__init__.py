@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
 from omegaconf import DictConfig
+
+# Modules of ours are imported inside functions: Hydra scans this one for every --help.
 
 
 class GridSweeper(BasicSweeper):
     """The grid of all swept values. Checks every member before the first one starts; writes no ``multirun.yaml``."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Remember the task: members may choose another launcher than the command line."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self._task_function = task_function
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch one run for each combination of the swept values.
@@ -20,22 +37,23 @@ class GridSweeper(BasicSweeper):
         Raises:
             UserError: members that do not fit, all of them named.
         """
-        # Not while Hydra scans for plug-ins: that is part of every --help.
-        from launcher.compose import require_basic_launcher
-        from launcher.sweep import complete_members
+        from launcher.members import Composer, Member, complete_members
 
-        assert self.launcher is not None and self.config is not None
-        require_basic_launcher(self.config.hydra.runtime.choices)
         params = [f"{key}={value}" for key, value in self.params.items()]
-        parser = OverridesParser.create(config_loader=self._loader)
-        overrides = parser.parse_overrides(params + arguments)
+        overrides = OverridesParser.create(config_loader=self._loader).parse_overrides(params + arguments)
         grid = self.split_arguments(overrides, None)[0]
         varying = sorted({o.key_or_group for o in overrides if o.is_sweep_override()})
-        members = complete_members(grid, varying, self._compose)
+        assert self.config is not None
+        members = complete_members(grid, varying, Composer(self._loader, self.config))
+        launcher = self._launcher(members[0])
         results: list[Sequence[JobReturn]] = []
-        for chunk in self.split_overrides_to_chunks(members, self.max_batch_size):
-            start = sum(map(len, results))
-            results.append(self.launcher.launch(chunk, initial_job_idx=start))
+        batch: list[Member]
+        for batch in self.split_overrides_to_chunks(members, self.max_batch_size):  # type: ignore[arg-type,assignment]
+            if isinstance(launcher, QueueLauncher):
+                results.append(launcher.launch_members(batch))
+            else:
+                start = sum(map(len, results))
+                results.append(launcher.launch([m.overrides for m in batch], initial_job_idx=start))
         for job in (job for batch in results for job in batch):
             job.return_value  # noqa: B018  (raises what the job raised)
         return results
@@ -45,6 +63,90 @@ class GridSweeper(BasicSweeper):
         assert self.hydra_context is not None
         return self.hydra_context.config_loader
 
-    def _compose(self, overrides: Sequence[str]) -> DictConfig:
-        config: DictConfig = self._loader.load_sweep_config(self.config, list(overrides))
-        return config
+    def _launcher(self, member: Any) -> Launcher:
+        """The launcher that the members choose: a swept option may choose another than the command line does."""
+        assert self.config is not None and self.launcher is not None and self.hydra_context is not None
+        if member.launcher == self.config.hydra.runtime.choices["hydra/launcher"]:
+            return self.launcher
+        config = self._loader.load_sweep_config(self.config, list(member.overrides))
+        return Plugins.instance().instantiate_launcher(self.hydra_context, self._task_function, config)
+
+
+class QueueLauncher(Launcher):
+    """Hands runs to a queue: Slurm's, or one of processes on this machine."""
+
+    def __init__(self, **params: Any) -> None:
+        """``params`` are those of the command line; each member brings its own."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Remember what Hydra composes members with."""
+        self._loader: Any = hydra_context.config_loader
+        self._config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Launch runs for a sweeper that is not ours: it needs their values, so this waits for them."""
+        from launcher.members import Composer, complete_members
+
+        asked = set(self._config.hydra.overrides.task)
+        varying = sorted({text.partition("=")[0].lstrip("+") for texts in job_overrides for text in set(texts) - asked})
+        members = complete_members(job_overrides, varying, Composer(self._loader, self._config))
+        return self.launch_members(members, values_needed=True)
+
+    def launch_members(self, members: Sequence[Any], values_needed: bool = False) -> list[JobReturn]:
+        """Launch composed members; the result of each is its metric where it was waited for, else its receipt."""
+        from launcher.dispatch import dispatch
+
+        values = dispatch(members, os.environ, Path.cwd(), values_needed=values_needed)
+        return [
+            JobReturn(overrides=list(member.overrides), status=JobStatus.COMPLETED, _return_value=value)
+            for member, value in zip(members, values, strict=True)
+        ]
+
+
+class SlurmLauncher(QueueLauncher):
+    """``hydra/launcher=submitit_slurm``."""
+
+
+class LocalLauncher(QueueLauncher):
+    """``hydra/launcher=submitit_local``."""
+
+
+@dataclass
+class SlurmQueue(SlurmQueueConf):
+    """Every key of hydra-submitit-launcher; null: as ``hardware`` and ``site`` say."""
+
+    _target_: str = "hydra_plugins.seemore.SlurmLauncher"
+    submitit_folder: str | None = None
+    timeout_min: int | None = None
+    tasks_per_node: int | None = None
+    nodes: int | None = None
+    name: str | None = None
+
+
+@dataclass
+class LocalQueue(LocalQueueConf):
+    """The same for processes on this machine."""
+
+    _target_: str = "hydra_plugins.seemore.LocalLauncher"
+    submitit_folder: str | None = None
+    timeout_min: int | None = None
+    tasks_per_node: int | None = None
+    nodes: int | None = None
+    name: str | None = None
+
+
+class UserConfigs(SearchPathPlugin):
+    """Lets a user keep files of config groups, ``site`` above all, in ``~/.config/seemore``."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add the folder where there is one."""
+        folder = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "seemore"
+        if folder.is_dir():
+            search_path.append(provider="seemore-user", path=f"file://{folder}")
+
+
+def register() -> None:
+    """Take over the names of hydra-submitit-launcher's options; after Hydra's scan, which would put them back."""
+    Plugins.instance()
+    for name, node in (("submitit_slurm", SlurmQueue), ("submitit_local", LocalQueue)):
+        ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider="seemore")

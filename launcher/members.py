@@ -1,0 +1,214 @@
+"""The members of a sweep: the config of each, composed as Hydra would and much quicker, and checked all together.
+
+Hydra takes 60 to 100 ms to compose a config, a thousand members a minute and a half. Most overrides of a member only
+give a known key another plain value. Hydra composes what is left of the overrides, once for each combination; the
+plain values are then put in their places.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf
+
+from launcher.compose import COMPOSITION_ERRORS, plain, require_printable, told
+from launcher.naming import default_name
+from launcher.plan import read_sections
+from launcher.runtime.errors import UserError
+from launcher.runtime.sections import flat
+
+_OTHER_KEY = re.compile(r"\$\{(?!hydra\.)[^:}]*\}")
+"""An interpolation that reads another key: ``${optim.lr}``, not ``${oc.env:HOME}`` or ``${hydra.sweep.dir}``."""
+_MANY = 20
+"""After so many different problems nobody reads on."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One composed config."""
+
+    overrides: tuple[str, ...]
+    values: dict[str, Any]
+    """The whole config without Hydra's section, plain values, interpolations resolved."""
+    choices: dict[str, str | None]
+    """Option of each config group."""
+    queue: dict[str, Any]
+    """``hydra.launcher.*``, resolved."""
+
+    @property
+    def launcher(self) -> str:
+        """The chosen ``hydra/launcher``."""
+        return str(self.choices.get("hydra/launcher"))
+
+
+@dataclass(frozen=True)
+class _Stem:
+    member: Member
+    leaves: frozenset[str]
+    """Keys with a plain value."""
+    entangled: bool
+    """Whether a value is computed from another key: then nothing may be put in its place from outside."""
+
+
+class Composer:
+    """From overrides to members, for one command line."""
+
+    def __init__(self, loader: Any, master: DictConfig) -> None:
+        """``loader`` is Hydra's config loader, ``master`` what it composed from the command line itself."""
+        self._loader = loader
+        self._master = master
+        self._leaves = _leaves(master)
+        self._stems: dict[tuple[str, ...], _Stem] = {}
+
+    def compose(self, overrides: Sequence[str]) -> Member:
+        """The member with ``overrides``, as Hydra composes it.
+
+        Raises:
+            UserError, or one of ``COMPOSITION_ERRORS``: an override does not fit.
+        """
+        plain_ones: list[Override] = []
+        rest: list[Override] = []
+        for override in map(_parse, overrides):
+            (plain_ones if self._is_plain(override) else rest).append(override)
+        if any(isinstance(o.value(), dict) for o in rest):  # they may hold one of the keys: the order matters
+            return self._by_hydra(overrides)
+        stem = self._stem(tuple(str(o.input_line) for o in rest))
+        if stem.entangled or any(o.key_or_group not in stem.leaves for o in plain_ones):
+            return self._by_hydra(overrides)
+        values = _copy(stem.member.values)
+        for override in plain_ones:
+            set_value(values, override.key_or_group, override.value())
+        return replace(stem.member, overrides=tuple(overrides), values=values)
+
+    def _is_plain(self, override: Override) -> bool:
+        value = override.value()
+        is_text = isinstance(value, str) and "${" not in value
+        return (
+            override.type == OverrideType.CHANGE
+            and override.package is None
+            and override.key_or_group in self._leaves
+            and (value is None or is_text or isinstance(value, bool | int | float))
+        )
+
+    def _stem(self, overrides: tuple[str, ...]) -> _Stem:
+        if overrides not in self._stems:
+            config = self._load(overrides)
+            self._stems[overrides] = _Stem(member_of(config, overrides), _leaves(config), _entangled(config))
+        return self._stems[overrides]
+
+    def _by_hydra(self, overrides: Sequence[str]) -> Member:
+        return member_of(self._load(overrides), overrides)
+
+    def _load(self, overrides: Sequence[str]) -> DictConfig:
+        config: DictConfig = self._loader.load_sweep_config(self._master, list(overrides))
+        return config
+
+
+def member_of(config: DictConfig, overrides: Sequence[str]) -> Member:
+    """The member that a whole config of Hydra's is."""
+    queue = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+    assert isinstance(queue, dict)
+    choices = dict(config.hydra.runtime.choices)
+    return Member(tuple(overrides), plain(config), choices, {str(key): value for key, value in queue.items()})
+
+
+def complete_members(grid: Sequence[Sequence[str]], varying: Sequence[str], composer: Composer) -> list[Member]:
+    """Each member of a sweep, with what a member of this sweep has by default; checked.
+
+    Args:
+        grid: the overrides of each member.
+        varying: names of the keys that the sweep varies.
+        composer: of this command line.
+
+    Raises:
+        UserError: the members that do not fit, all in one line; or their launchers differ.
+    """
+    problems: dict[str, int] = {}
+    members: list[Member] = []
+    for overrides in grid:
+        try:
+            member = composer.compose(overrides)
+            read_sections(member.values)
+            members.append(_completed(member, varying))
+        except COMPOSITION_ERRORS as error:
+            _count(problems, told(error))
+        except UserError as error:
+            _count(problems, str(error))
+        if len(problems) > _MANY:
+            raise UserError("; ".join(problems) + "; and more")
+    if problems:
+        raise UserError("; ".join(problems) + f" ({sum(problems.values())} of {len(grid)} members)")
+    require_one_launcher(members)
+    return members
+
+
+def require_one_launcher(members: Iterable[Member]) -> str:
+    """The launcher that all ``members`` choose.
+
+    Raises:
+        UserError: they differ.
+    """
+    launchers = sorted({member.launcher for member in members})
+    if len(launchers) != 1:
+        raise UserError(f"hydra/launcher is {' for some members and '.join(launchers)} for others: submit them apart")
+    return launchers[0]
+
+
+def set_value(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the dotted ``key`` in nested ``values``, all of whose sections exist.
+
+    Raises:
+        UserError: the value cannot be printed.
+    """
+    require_printable(key, value)
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values[section]
+    values[name] = value
+
+
+def _completed(member: Member, varying: Sequence[str]) -> Member:
+    extra: list[tuple[str, str]] = []
+    if member.values["launch"]["name"] is None:
+        extra.append(("launch.name", default_name(member.choices, varying)))
+    if member.values["checkpoint"]["at_end"] is None:
+        extra.append(("checkpoint.at_end", "weights"))
+    for key, value in extra:
+        set_value(member.values, key, value)
+    return replace(member, overrides=(*member.overrides, *(f"{key}={value}" for key, value in extra)))
+
+
+def _count(problems: dict[str, int], problem: str) -> None:
+    problems[problem] = problems.get(problem, 0) + 1
+
+
+@cache
+def _parse(text: str) -> Override:
+    return OverridesParser.create().parse_override(text)
+
+
+def _leaves(config: DictConfig) -> frozenset[str]:
+    return frozenset(flat(_unresolved(config)))
+
+
+def _entangled(config: DictConfig) -> bool:
+    queue = OmegaConf.to_container(config.hydra.launcher, resolve=False)
+    values = flat({"ours": _unresolved(config), "queue": queue})
+    return any(_OTHER_KEY.search(str(value)) for value in values.values())
+
+
+def _unresolved(config: DictConfig) -> dict[str, Any]:
+    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    values = OmegaConf.to_container(ours, resolve=False)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}

@@ -1,0 +1,167 @@
+"""The sweep directory: the only place that knows the names of a sweep's files, and what was asked and submitted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from launcher.runtime.errors import UserError
+from launcher.runtime.files import append_json_line, read_json_lines, write_atomic, write_json
+from launcher.runtime.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One call of sbatch: the runs of one array (or of one plain job), in the order of its elements."""
+
+    token: str
+    """Names it before Slurm does: the file names of its plans and its batch script hold it."""
+    runs: tuple[str, ...]
+    slurm_conf: str | None
+    """``SLURM_CONF`` that it was submitted with; None: the cluster that commands reach by default."""
+    job_id: str | None = None
+    """Slurm's number; None while it is not known whether sbatch got through."""
+    withdrawn: bool = False
+    """It never reached Slurm, and its runs may be submitted again."""
+
+    def job_of(self, run_id: str) -> str:
+        """Slurm's name of the job of one of its runs: ``12`` or, for an element of an array, ``12_3``."""
+        return str(self.job_id) if len(self.runs) == 1 else f"{self.job_id}_{self.runs.index(run_id)}"
+
+    def jobs(self) -> Iterator[tuple[str, str]]:
+        """Each run with Slurm's name of its job."""
+        for index, run_id in enumerate(self.runs):
+            yield run_id, str(self.job_id) if len(self.runs) == 1 else f"{self.job_id}_{index}"
+
+
+@dataclass(frozen=True)
+class SweepDir:
+    """One sweep's folder, ``<root>/<name>``: its runs, and the files that speak of all of them."""
+
+    path: Path
+
+    @property
+    def requests(self) -> Path:
+        """``sweep.json``: every command that asked for runs of this sweep, oldest first."""
+        return self.path / "sweep.json"
+
+    @property
+    def members(self) -> Path:
+        """``members.jsonl``: run_id and overrides of each member, a line each."""
+        return self.path / "members.jsonl"
+
+    @property
+    def submissions(self) -> Path:
+        """``submissions.jsonl``: what is about to be submitted, and what became of it."""
+        return self.path / "submissions.jsonl"
+
+    @property
+    def code(self) -> Path:
+        """Snapshots of the code, a folder for each content."""
+        return self.path / "code"
+
+    @property
+    def job_logs(self) -> Path:
+        """What jobs printed: ``<job>_<rank>_log.out`` and ``.err``, submitit's names."""
+        return self.path / "jobs"
+
+    def plans(self, token: str) -> Path:
+        """The frozen plans of a submission: line i is that of array element i. Never changed."""
+        return self.path / "submissions" / f"{token}.jsonl"
+
+    def script(self, token: str) -> Path:
+        """The batch script of a submission."""
+        return self.path / "submissions" / f"{token}.sh"
+
+    def started(self, token: str) -> Path:
+        """Written by the first job of a submission that starts: Slurm's id of it."""
+        return self.path / "submissions" / f"{token}.started"
+
+    def withdrawal(self, token: str) -> Path:
+        """Exists where a submission was given up: should Slurm have it after all, its jobs end at once."""
+        return self.path / "submissions" / f"{token}.withdrawn"
+
+    def run(self, run_id: str) -> RunDir:
+        """One of its runs."""
+        return RunDir(self.path / run_id)
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """Be the only one who submits runs of this sweep. Gives the lock's file descriptor.
+
+        Raises:
+            UserError: somebody else is at it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"sweep {self.path}: another command is submitting it; this one changed nothing") from None
+        try:
+            yield lock._context.lock_file_fd or -1
+        finally:
+            lock.release()
+
+    def add_request(self, **values: Any) -> None:
+        """Remember a command that asked for runs."""
+        asked = self.read_requests()
+        write_json(self.requests, {"requests": [*asked, {"time": _now(), **values}]})
+
+    def read_requests(self) -> list[dict[str, Any]]:
+        """Every request so far."""
+        known = RunDir(self.path).read(self.requests) or {}
+        requests: list[dict[str, Any]] = known.get("requests", [])
+        return requests
+
+    def add_members(self, members: Iterable[tuple[str, tuple[str, ...]]]) -> None:
+        """Remember runs and their overrides; those that are known stay as they are."""
+        known = {record["run_id"] for record in read_json_lines(self.members)}
+        lines = [json.dumps({"run_id": r, "overrides": o}, ensure_ascii=False) for r, o in members if r not in known]
+        if lines:
+            before = self.members.read_bytes() if self.members.exists() else b""
+            before += b"\n" if before and not before.endswith(b"\n") else b""
+            write_atomic(self.members, before + ("\n".join(lines) + "\n").encode())
+
+    def read_members(self) -> dict[str, list[str]]:
+        """Overrides of each member by run_id, in the order in which they were first asked for."""
+        return {str(r["run_id"]): list(r["overrides"]) for r in read_json_lines(self.members)}
+
+    def add_event(self, event: str, token: str, **values: Any) -> None:
+        """Append to ``submissions.jsonl``, durably: ``intent``, ``submitted``, ``withdrawn`` or ``cancelled``."""
+        append_json_line(self.submissions, {"event": event, "token": token, "time": _now(), **values})
+
+    def read_submissions(self) -> list[Submission]:
+        """All submissions, oldest first."""
+        found: dict[str, dict[str, Any]] = {}
+        for record in read_json_lines(self.submissions):
+            token, event = str(record["token"]), record["event"]
+            if event == "intent":
+                found[token] = {"token": token, "runs": tuple(record["runs"]), "slurm_conf": record["slurm_conf"]}
+            elif event == "submitted" and token in found:
+                found[token]["job_id"] = str(record["job_id"])
+            elif event == "withdrawn" and token in found:
+                found[token]["withdrawn"] = True
+        return [Submission(**values) for values in found.values()]
+
+    def read_cancelled(self) -> set[str]:
+        """Slurm's names of the jobs that were cancelled by ``launcher cancel``."""
+        events = read_json_lines(self.submissions)
+        return {str(job) for record in events if record["event"] == "cancelled" for job in record["jobs"]}
+
+
+def write_plans(path: Path, plans: Iterable[Mapping[str, Any]]) -> None:
+    """Write frozen plans, one a line; durable before it returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, "".join(json.dumps(plan, ensure_ascii=False) + "\n" for plan in plans).encode())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

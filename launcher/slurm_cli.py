@@ -1,0 +1,197 @@
+"""Slurm's commands: the only place that calls sbatch, squeue, sacct, scontrol, scancel.
+
+Formats are fixed and parsed by position; never ``--json``, which differs from version to version. Manual pages:
+sbatch(1), squeue(1), sacct(1), scontrol(1), scancel(1) of Slurm 22.05.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from launcher.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_AWAY = re.compile(
+    r"Unable to contact slurm controller|Socket timed out|Connection refused|Zero Bytes were transmitted|"
+    r"slurm_load_\w+ error: Unable|Unable to establish controller|Transport endpoint",
+    re.IGNORECASE,
+)
+_LIMIT = re.compile(r"job submit limit|MaxSubmitJobs|MaxSubmitJob|temporarily unable to accept", re.IGNORECASE)
+_NO_ACCOUNTING = re.compile(r"accounting storage is disabled|slurmdbd|accounting_storage", re.IGNORECASE)
+_CALL_S = 60.0
+"""Longest time of one command."""
+_PAUSES_S = (1.0, 2.0, 4.0, 8.0)
+"""Waits between tries while slurmctld does not answer."""
+
+
+class SlurmError(UserError):
+    """Slurm refused something; its own words are in the message."""
+
+
+class SlurmAway(SlurmError):
+    """slurmctld does not answer."""
+
+
+class SubmitLimit(SlurmError):
+    """Slurm takes no more jobs of this user for now (MaxSubmitJobs, MaxJobCount)."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """One line of squeue: a job, or an element of an array."""
+
+    job_id: str
+    """``12`` or ``12_3``."""
+    state: str
+    """PENDING, RUNNING, COMPLETED, … (squeue(1), JOB STATE CODES)."""
+    reason: str
+    start: str
+    """When it started or is expected to; ``N/A`` where Slurm does not know."""
+    elapsed: str
+    nodes: str
+    command: str
+    """The batch script."""
+
+
+def require_slurm(env: Mapping[str, str]) -> None:
+    """See that Slurm's commands are here.
+
+    Raises:
+        UserError: they are not.
+    """
+    if shutil.which("sbatch", path=env.get("PATH")) is None:
+        raise _no_slurm("sbatch")
+
+
+def _no_slurm(name: str) -> UserError:
+    return UserError(f"{name}: there is no Slurm on PATH; log in to a cluster, or try one here: python -m slurm up")
+
+
+def with_patience(call: Callable[[], T]) -> T:
+    """``call()``, tried again with growing pauses while slurmctld does not answer.
+
+    Raises:
+        SlurmAway: it still does not.
+    """
+    for pause_s in _PAUSES_S:
+        try:
+            return call()
+        except SlurmAway as error:
+            log.warning("%s; trying again in %.0f s", error, pause_s)
+            time.sleep(pause_s)
+    return call()
+
+
+class Slurm:
+    """Slurm's commands with one environment, which says which cluster they reach."""
+
+    def __init__(self, env: Mapping[str, str], slurm_conf: str | None = None) -> None:
+        """``slurm_conf`` is used where ``env`` has no SLURM_CONF."""
+        self.slurm_conf = env.get("SLURM_CONF") or slurm_conf
+        self._env = dict(env) | ({"SLURM_CONF": self.slurm_conf} if self.slurm_conf else {})
+        # Inside a job these would stand for options that the new job was not given (sbatch(1), INPUT ENVIRONMENT).
+        for name in [n for n in self._env if n.startswith(("SBATCH_", "SLURM_")) and n != "SLURM_CONF"]:
+            del self._env[name]
+
+    def sbatch(self, script: Path, options: Sequence[str] = (), keep_open: Iterable[int] = ()) -> str:
+        """Submit ``script``, once; returns the job's id.
+
+        Args:
+            keep_open: file descriptors that live as long as sbatch does: a lock is then held even if we are killed.
+
+        Raises:
+            SlurmAway: no answer; whether Slurm has the job is not known, so this is not tried again here.
+            SubmitLimit, SlurmError: Slurm does not take it.
+        """
+        answer = self._call_once(("sbatch", "--parsable", *options, str(script)), False, tuple(keep_open))
+        job_id = answer.strip().splitlines()[-1].partition(";")[0] if answer.strip() else ""
+        if not job_id.isdigit():
+            raise SlurmError(f"sbatch {script}: answered {answer.strip()!r} instead of a job id")
+        return job_id
+
+    def test(self, script: Path, options: Sequence[str] = ()) -> str:
+        """Whether Slurm would take ``script``, and when and where it would start, in its words; submits nothing.
+
+        Raises:
+            SlurmAway, SlurmError: it would not take it.
+        """
+        return self._call("sbatch", "--test-only", *options, str(script), stderr=True).strip().removeprefix("sbatch: ")
+
+    def config(self) -> dict[str, str]:
+        """``scontrol show config``: Slurm's settings by name."""
+        lines = (line.partition("=") for line in self._call("scontrol", "show", "config").splitlines())
+        return {name.strip(): value.strip() for name, _, value in lines if value}
+
+    def queue(self) -> dict[str, QueuedJob]:
+        """Every job of this user that Slurm remembers, finished ones for some minutes too; elements of arrays apart."""
+        fields = "%i|%T|%r|%S|%M|%N|%o"
+        answer = self._call("squeue", "--me", "--array", "--noheader", "--states=all", f"--format={fields}")
+        jobs = (QueuedJob(*line.split("|", 6)) for line in answer.splitlines() if line.count("|") >= 6)
+        return {job.job_id: job for job in jobs}
+
+    def history(self, job_ids: Iterable[str]) -> dict[str, str]:
+        """State of jobs that squeue has forgotten, by their names; empty where accounting is off."""
+        wanted = sorted({job_id.partition("_")[0] for job_id in job_ids})
+        if not wanted:
+            return {}
+        words = ("--allocations", "--noheader", "--parsable2", "--array", "--format=JobID,State")
+        try:
+            answer = self._call("sacct", *words, f"--jobs={','.join(wanted)}")
+        except SlurmError as error:
+            if _NO_ACCOUNTING.search(str(error)):
+                return {}
+            raise
+        lines = (line.partition("|") for line in answer.splitlines())
+        return {job_id: state.partition(" ")[0] for job_id, _, state in lines if state}
+
+    def submitted_as(self, script: Path) -> str | None:
+        """Id of the job whose batch script is ``script``, from the queue or, with accounting, from the past."""
+        for job in self.queue().values():
+            if job.command == str(script):
+                return job.job_id.partition("_")[0]
+        try:
+            words = ("--allocations", "--noheader", "--parsable2", "--starttime=now-30days")
+            past = self._call("sacct", *words, "--format=JobIDRaw,SubmitLine")
+        except SlurmError as error:
+            if _NO_ACCOUNTING.search(str(error)):
+                return None
+            raise
+        lines = (line.partition("|") for line in past.splitlines())
+        return next((job_id for job_id, _, line in lines if line.split()[-1:] == [str(script)]), None)
+
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        """``scancel`` all of ``job_ids`` in one call; those that ended already do not matter."""
+        if job_ids:
+            self._call("scancel", "--quiet", *job_ids)
+
+    def _call(self, *words: str, stderr: bool = False) -> str:
+        """What a command prints."""
+        return with_patience(lambda: self._call_once(words, stderr))
+
+    def _call_once(self, words: tuple[str, ...], stderr: bool, keep_open: tuple[int, ...] = ()) -> str:
+        name = words[0]
+        try:
+            done = subprocess.run(
+                words, env=self._env, capture_output=True, text=True, timeout=_CALL_S, check=False, pass_fds=keep_open,
+                stdin=subprocess.DEVNULL, errors="replace",
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise _no_slurm(name) from None
+        except subprocess.TimeoutExpired:
+            raise SlurmAway(f"{name}: no answer within {_CALL_S:.0f} s") from None
+        if done.returncode == 0:
+            return done.stdout + (done.stderr if stderr else "")
+        said = "; ".join(line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip())
+        said = said.replace(f"{name}: error: ", "").replace(f"{name}: ", "") or f"exit code {done.returncode}"
+        kind = SubmitLimit if _LIMIT.search(said) else SlurmAway if _AWAY.search(said) else SlurmError
+        raise kind(f"{name}: {said}")

@@ -1,0 +1,197 @@
+"""A snapshot of the code: jobs import from a copy, so editing a file changes nothing in a queued job.
+
+The copy holds the git worktree in which the command was typed: tracked files as they are now and untracked ones, not
+what git ignores. Packages that jobs import from elsewhere (this one, where it was installed) are copied beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from launcher.runtime.errors import UserError
+
+_ID_DIGITS = 12
+_PACKAGES_FOLDER = ".packages"
+"""Where packages from outside the worktree stand in a snapshot."""
+_LARGE_BYTES = 10_000_000
+"""Most bytes of one untracked file."""
+_LARGE_IN_ALL_BYTES = 100_000_000
+"""Most bytes of all untracked files."""
+_NEVER_COPIED = shutil.ignore_patterns("__pycache__", "*.pyc", ".env*")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the code, named by its content; it is there once it was written."""
+
+    id: str
+    path: Path
+    import_paths: tuple[Path, ...]
+    """What stands before everything else on a job's ``PYTHONPATH``."""
+    cwd: Path
+    """The copy of the folder in which the command was typed; that folder itself where it is in no worktree."""
+    copies: Mapping[str, Path] = field(repr=False)
+    """Names in the copy, and the files that they are copied from."""
+
+    def write(self) -> None:
+        """Copy aside, make read-only, rename: a snapshot is there whole or not at all, and once for each content."""
+        if self.path.exists():
+            return
+        aside = self.path.with_name(f".{self.id}.{os.getpid()}.tmp")
+        try:
+            for name, source in self.copies.items():
+                _copy(source, aside / name)
+            aside.mkdir(parents=True, exist_ok=True)
+            aside.rename(self.path)
+        except OSError:
+            if not self.path.exists():  # somebody else has just made the same one
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def take_snapshot(into: Path, cwd: Path, packages: Iterable[str], leave_out: Path) -> Snapshot:
+    """What a copy of the code in ``into/<id>`` holds; nothing is written yet.
+
+    Args:
+        packages: top-level names of what jobs import.
+        leave_out: folder of runs; not code, wherever it stands.
+
+    Raises:
+        UserError: an untracked file is too large, or a package cannot be found.
+    """
+    worktree = _worktree(cwd)
+    files = sorted(_worktree_files(worktree, leave_out.resolve())) if worktree else []
+    copies = {name: worktree / name for name in files} if worktree else {}
+    outside = [p for p in dict.fromkeys(packages) if not _is_inside(_package_path(p), worktree, copies)]
+    for package in outside:
+        copies |= _package_files(package)
+    folders = {parent for name in copies for parent in Path(name).parents}
+    content_id = _content_id(copies)
+    path = into / content_id
+    import_paths = tuple(path / folder for folder in _import_folders(folders, worktree, bool(outside)))
+    return Snapshot(content_id, path, import_paths, _mapped(cwd, worktree, path, folders), copies)
+
+
+def _worktree(cwd: Path) -> Path | None:
+    """Top of the git worktree around ``cwd``, links resolved."""
+    try:
+        words = ["git", "-C", str(cwd), "rev-parse", "--show-toplevel"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    except FileNotFoundError:
+        return None
+    return Path(done.stdout.rstrip("\n")).resolve() if done.returncode == 0 and done.stdout.strip() else None
+
+
+def _worktree_files(worktree: Path, leave_out: Path) -> Iterator[str]:
+    """Files of the worktree by their names in it; deleted ones, secrets and runs left out.
+
+    Raises:
+        UserError: untracked files are too large.
+    """
+    untracked = set(_git_files(worktree, "--others", "--exclude-standard"))
+    total = 0
+    for name in [*_git_files(worktree, "--recurse-submodules"), *untracked]:
+        path = worktree / name
+        if Path(name).name.startswith(".env") or path.is_relative_to(leave_out) or not os.path.lexists(path):
+            continue
+        if name in untracked:
+            size = path.lstat().st_size
+            total += size
+            if size > _LARGE_BYTES:
+                raise UserError(
+                    f"{path}: is not tracked by git and has {size / 1e6:.0f} MB, too much for a copy of the code "
+                    f"(allowed: {_LARGE_BYTES / 1e6:.0f} MB); list it in .gitignore, or commit it"
+                )
+            if total > _LARGE_IN_ALL_BYTES:
+                raise UserError(
+                    f"{path}: with it, files that git does not track have more than "
+                    f"{_LARGE_IN_ALL_BYTES / 1e6:.0f} MB; list those that are no code in .gitignore"
+                )
+        if not path.is_dir() or path.is_symlink():  # a folder: a repository inside this one, untracked
+            yield name
+
+
+def _git_files(worktree: Path, *options: str) -> list[str]:
+    words = ["git", "-C", str(worktree), "ls-files", "-z", *options]
+    done = subprocess.run(words, capture_output=True, timeout=120, check=False)
+    if done.returncode != 0:
+        raise UserError(f"git ls-files in {worktree}: {done.stderr.decode(errors='replace').strip()}")
+    return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
+
+
+def _package_path(package: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or not (spec.origin or spec.submodule_search_locations):
+        raise UserError(f"package {package}: cannot be found for the copy of the code")
+    found = next(iter(spec.submodule_search_locations or ()), None) or spec.origin
+    return Path(str(found)).resolve()
+
+
+def _is_inside(path: Path, worktree: Path | None, copies: dict[str, Path]) -> bool:
+    """Whether a package's code is among the worktree's files; a virtual environment in it is ignored by git."""
+    if worktree is None or not path.is_relative_to(worktree):
+        return False
+    name = str(path.relative_to(worktree))
+    return name in copies or any(copy.startswith(name + os.sep) for copy in copies)
+
+
+def _package_files(package: str) -> dict[str, Path]:
+    path = _package_path(package)
+    if path.is_file():
+        return {f"{_PACKAGES_FOLDER}/{path.name}": path}
+    files: dict[str, Path] = {}
+    for folder, names, members in os.walk(path):
+        ignored = _NEVER_COPIED(folder, [*names, *members])
+        names[:] = [name for name in names if name not in ignored]
+        for member in set(members) - ignored:
+            file = Path(folder) / member
+            files[f"{_PACKAGES_FOLDER}/{package}/{file.relative_to(path)}"] = file
+    return files
+
+
+def _content_id(copies: dict[str, Path]) -> str:
+    total = hashlib.sha256()
+    for name, path in sorted(copies.items()):
+        is_link = path.is_symlink()
+        content = os.fsencode(path.readlink()) if is_link else path.read_bytes()
+        kind = "link" if is_link else "program" if os.access(path, os.X_OK) else "file"
+        total.update(f"{name}\0{kind}\0{hashlib.sha256(content).hexdigest()}\n".encode(errors="surrogateescape"))
+    return total.hexdigest()[:_ID_DIGITS]
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, target, follow_symlinks=False)
+    if not target.is_symlink():  # folders stay writable: `rm -r runs/…` must work
+        target.chmod(stat.S_IMODE(target.stat().st_mode) & ~0o222)
+
+
+def _import_folders(folders: set[Path], worktree: Path | None, has_packages: bool) -> Iterator[Path]:
+    """Those of ``folders`` that stand for folders of ``sys.path``, in their order."""
+    for entry in dict.fromkeys(Path(p).resolve() for p in sys.path if p):
+        if worktree and entry.is_relative_to(worktree) and (inside := entry.relative_to(worktree)) in folders:
+            yield inside
+    if has_packages:
+        yield Path(_PACKAGES_FOLDER)
+
+
+def _mapped(cwd: Path, worktree: Path | None, copy: Path, folders: set[Path]) -> Path:
+    if worktree is None:
+        return cwd
+    inside = cwd.resolve().relative_to(worktree)
+    return copy / inside if inside in folders else copy
+
+
+def top_level(names: Sequence[str]) -> list[str]:
+    """Packages of ``package.module:attribute`` names: what a job imports its task from."""
+    return [name.partition(":")[0].partition(".")[0] for name in names]
