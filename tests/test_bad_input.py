@@ -59,7 +59,6 @@ CONFIG: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("patches do not divide", ("model.patch_size=7",), ("img_size=16", "patch_size=7")),
     ("no room for text", ("model.positions=4",), ("positions=4", "4 image tokens")),
     ("fp16 on a CPU", ("precision=fp16", "hardware=cpu"), ("precision=fp16", "needs a GPU")),
-    ("a cluster's launcher", ("hydra/launcher=submitit_slurm",), ("hydra/launcher=submitit_slurm", "allowed: basic")),
     ("several nodes", ("hardware.nodes=2",), ("hardware.nodes=2", "allowed: 1")),
     ("no such home", ("launch.root='~nosuchuser/x'",), ("~nosuchuser/x",)),
     ("no model", ("model=null",), ("group override",)),

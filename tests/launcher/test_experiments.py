@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.plan import check
+from launcher.plan import read_sections
 from tests.conftest import PHOTOS, REPOSITORY, compose_values
 
 EXPERIMENTS = sorted(p.stem for p in (REPOSITORY / "conf" / "experiment").glob("*.yaml"))
@@ -16,7 +16,7 @@ ARCHITECTURE = {
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_fits_its_schema_and_opens_with_its_command(name):
-    check(compose_values(f"experiment={name}", *(["data.path=x.csv"] if name.startswith("seemore") else [])))
+    read_sections(compose_values(f"experiment={name}", *(["data.path=x.csv"] if name.startswith("seemore") else [])))
     head = (REPOSITORY / "conf" / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert f"python -m launcher.run experiment={name}" in head[1] and "Expect" in "".join(head[:5])
 

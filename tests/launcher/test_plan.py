@@ -8,7 +8,7 @@ import re
 import pytest
 
 from launcher.environment import environment
-from launcher.plan import check, make_plan
+from launcher.plan import make_plan, read_sections
 from launcher.runtime.errors import UserError
 from launcher.runtime.plan import Plan
 from tests.conftest import REPOSITORY, SMALL, compose_values
@@ -88,13 +88,13 @@ def test_a_pinned_digest_is_insisted_on(values, tmp_path, data_csv):
         plan_of(whole, tmp_path)
 
 
-def test_check_looks_at_no_file(values):
-    check(values("data=csv", "data.path=nowhere.csv"))
+def test_reading_the_sections_looks_at_no_file(values):
+    read_sections(values("data=csv", "data.path=nowhere.csv"))
 
 
 def test_a_task_that_cannot_be_imported_is_named(values):
     with pytest.raises(UserError, match="there is no module nowhere"):
-        check(values("task.schema=nowhere.mod:Config"))
+        read_sections(values("task.schema=nowhere.mod:Config"))
 
 
 def test_the_environment_names_python_packages_and_the_commit():
