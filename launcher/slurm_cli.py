@@ -194,7 +194,7 @@ class Slurm:
         said = "; ".join(line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip())
         if "configuration source" in said:
             raise UserError(
-                f"{name}: Slurm is installed and knows no cluster; set SLURM_CONF, or start one here: python -m slurm up"
+                f"{name}: Slurm is installed and knows no cluster; set SLURM_CONF, or start one: python -m slurm up"
             )
         said = said.replace(f"{name}: error: ", "").replace(f"{name}: ", "") or f"exit code {done.returncode}"
         kind = SubmitLimit if _LIMIT.search(said) else SlurmAway if _AWAY.search(said) else SlurmError
