@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import subprocess
 from functools import cache
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+
+from launcher.runtime.environment import python_and_packages
 
 
 def environment(code: Path) -> dict[str, Any]:
@@ -16,12 +16,7 @@ def environment(code: Path) -> dict[str, Any]:
 
     JSON values only, and no environment variables: they may hold secrets.
     """
-    return {"python": platform.python_version(), "platform": platform.platform(), "packages": _packages()} | _git(code)
-
-
-@cache
-def _packages() -> dict[str, str]:
-    return dict(sorted({d.metadata["Name"]: d.version for d in distributions()}.items()))
+    return python_and_packages() | _git(code)
 
 
 @cache

@@ -18,6 +18,7 @@ TOP_LEVEL = {
     *PACKAGES, "conf", "tests", "pyproject.toml", "constraints.txt", "README.md", "Makefile", "CHANGELOG.md",
     "CONTRIBUTING.md", "LICENSE", ".ci", ".gitignore",
 }  # fmt: skip
+ENTRIES = ("launcher.run", "launcher.runtime.worker")  # where a process begins: they hand its environment on
 COMMANDS = ("launcher.run", "vlm", "sweeps", "slurm")
 
 ENTRIES = ("launcher.run", "launcher.__main__", "launcher.runtime.worker", "hydra_plugins.seemore")
@@ -108,7 +109,18 @@ def test_no_import_cycles():
         visit(name, ())
 
 
-@pytest.mark.parametrize("module", ["launcher.run", "launcher.plan", "vlm.config", "sweeps.__main__", "vlm.__main__"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "launcher.run",
+        "launcher.plan",
+        "launcher.runtime.worker",
+        "launcher.runtime.job",
+        "vlm.config",
+        "sweeps.__main__",
+        "vlm.__main__",
+    ],
+)
 def test_importing_loads_neither_torch_nor_pandas(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'pandas') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
