@@ -25,8 +25,8 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.sections import flat
 
 _OTHER_KEY = re.compile(r"\$\{(?!oc\.env:)")
-"""An interpolation that may read another key: ``${optim.lr}``, ``${oc.select:optim.lr}``, ``${hydra.job.override_dirname}``;
-of all of them ``${oc.env:HOME}`` alone cannot."""
+"""An interpolation that may read another key: ``${optim.lr}``, ``${oc.select:optim.lr}``, or all overrides as
+``${hydra.job.override_dirname}`` does. ``${oc.env:HOME}`` alone cannot."""
 _MISSING = "???"
 _MANY = 20
 """After so many different problems nobody reads on."""

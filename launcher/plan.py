@@ -95,7 +95,7 @@ def make_queued_plan(
         hardware = dataclasses.replace(hardware, device=resolve_device(hardware.device))
         if hardware.device == "cuda" and not hardware.gpus_per_node and not queue.get("gpus_per_node"):
             hardware = dataclasses.replace(hardware, gpus_per_node=hardware.tasks_per_node)
-    resources = resources_of(hardware, sections.site, queue)
+    resources = resources_of(hardware, sections.site, queue, here=here)
     device = resources.hardware.device
     bf16 = sections.site.bf16 if device == "cuda" and not here else has_bf16(device)
     facts = Facts(cwd=cwd, device=device, bf16=bf16)
