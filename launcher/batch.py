@@ -18,7 +18,7 @@ _SUBMITITS_NAMES = {
 }  # fmt: skip
 """What submitit calls parameters inside, where that differs from the keys of hydra-submitit-launcher."""
 _PERCENT = "\ue000"
-"""Stands for a ``%`` of a folder while submitit renders, which would take ``%j`` for the job's number even in ``%%j``."""
+"""Stands for a ``%`` of a folder while submitit renders: it would take ``%j`` for the job's number, in ``%%j`` too."""
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,8 @@ def test_links(repo, tmp_path):
     big = put(tmp_path, "shared/big.bin")
     os.truncate(big, 20_000_000)
     targets = {
-        "relative.py": "package/b.py", "absolute.py": repo / "package/b.py", "folder": "package", "up/../link.py": "a.py",
+        "relative.py": "package/b.py", "absolute.py": repo / "package/b.py", "folder": "package", 
+        "up/../link.py": "a.py",
         "outside.py": outside, "outside_relative.py": "../shared/lib.py", "outside_folder": tmp_path / "shared",
         "dangling": "nowhere", "loop": "loop", "secret": secret, "ignored_data": "ignored/data.bin", "big": big,
     }  # fmt: skip
@@ -192,7 +193,7 @@ def test_large_untracked_files_are_refused_by_name(repo, monkeypatch):
     for index in range(11):
         with (repo / f"part{index}").open("wb") as file:
             file.truncate(9_500_000)
-    with pytest.raises(UserError, match="part.*with it, files that git does not track have more than 100 MB"):
+    with pytest.raises(UserError, match=r"part.*with it, files that git does not track have more than 100 MB"):
         taken(repo)
 
 
