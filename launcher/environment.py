@@ -11,12 +11,13 @@ from typing import Any
 from launcher.runtime.environment import python_and_packages
 
 
-def environment(code: Path) -> dict[str, Any]:
-    """A record for ``plan.json`` of what runs the code in the folder ``code``.
+def environment(*folders: Path) -> dict[str, Any]:
+    """A record for ``plan.json`` of what runs the code, which stands in the first of ``folders`` that has a commit.
 
     JSON values only, and no environment variables: they may hold secrets.
     """
-    return python_and_packages() | _git(code)
+    found = [_git(folder) for folder in folders]
+    return python_and_packages() | next((git for git in found if git["git_sha"]), found[-1])
 
 
 @cache

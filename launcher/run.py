@@ -38,6 +38,7 @@ def _main() -> int:
     set_defaults(os.environ)
     stop = StopFlag()
     stop.install()
+    stop.patient = False  # while nothing is there to be saved
     composed: list[Member] = []
     codes: list[int] = []
     left_out: list[int] = []
@@ -108,6 +109,7 @@ def _train(member: Member, stop: StopFlag) -> Outcome:
     from launcher.plan import make_plan
     from launcher.runtime.job import Outcome, run_job
 
+    stop.patient = True
     plan = make_plan(member.values, default_name=default_name(member.choices), cwd=Path.cwd())
     if member.values["launch"]["dry_run"]:
         print(f"would train here: {plan.rundir.path}  {' '.join(member.overrides)}".rstrip())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from launcher.runtime.plan import Plan
 from launcher.runtime.sweepdir import SweepDir, write_plans
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit, with_patience
 from launcher.snapshot import Snapshot
-from launcher.states import ACTIVE, RunState, run_states
+from launcher.states import RunState, run_states
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ def submit(
         SlurmError: Slurm would not take a job of this kind.
     """
     settle(sweep, slurm)
-    receipts = {state.run_id: state for state in _known(sweep, jobs, slurm)}
+    receipts = {state.run_id: state for state in known(sweep, jobs, slurm)}
     todo = [job for job in jobs if job.plan.run_id not in receipts]
     answer = {r.run_id: Receipt(r.run_id, r.state, r.job_id, new=False) for r in receipts.values()}
     if todo:
-        limit = _largest_array(slurm)
+        limit = largest_array(slurm)
         batches = [_Batcher(sweep, shape, snapshot, slurm, lock, logs) for shape in by_shape(todo)]
         for batcher in batches:  # before anything is queued
             batcher.test(limit)
@@ -94,12 +95,12 @@ def _withdraw(sweep: SweepDir, token: str, reason: str) -> None:
     sweep.add_event("withdrawn", token, reason=reason)
 
 
-def _known(sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm) -> list[RunState]:
+def known(sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm) -> list[RunState]:
     """Runs that are done, or that Slurm has a job for."""
     submitted = {run for s in sweep.read_submissions() if s.job_id and not s.withdrawn for run in s.runs}
     seen = {job.plan.run_id for job in jobs if job.plan.run_id in submitted or job.plan.rundir.status.exists()}
     states = run_states(sweep, slurm, only=seen) if seen else []
-    return [state for state in states if state.state == "COMPLETED" or state.state in ACTIVE]
+    return [state for state in states if state.state == "COMPLETED" or state.is_active]
 
 
 def by_shape(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -110,7 +111,7 @@ def by_shape(jobs: Sequence[Job]) -> list[list[Job]]:
     return list(shapes.values())
 
 
-def _largest_array(slurm: Slurm) -> int:
+def largest_array(slurm: Slurm) -> int:
     """Most elements of one array: MaxArraySize limits the index, which starts at 0 (slurm.conf(5))."""
     value = slurm.config().get("MaxArraySize", "")
     if not value.isdigit() or int(value) < 1:
@@ -127,13 +128,18 @@ class _Batcher:
         self._sweep, self._jobs, self._snapshot, self._slurm = sweep, list(jobs), snapshot, slurm
         self._lock, self._logs = lock, logs
 
-    def test(self, limit: int) -> str:
-        """Whether Slurm would take it, in its words."""
+    def test(self, limit: int) -> None:
+        """See that Slurm would take jobs like these, if not this many now.
+
+        Raises:
+            SlurmAway, SlurmError: it would not.
+        """
         first = self._jobs[:limit]
         token = f"test-{uuid.uuid4().hex[:12]}"
         script = self._write_script(token, len(first))
         try:
-            return self._slurm.test(script)
+            with suppress(SubmitLimit):
+                self._slurm.test(script)
         finally:
             script.unlink()
 

@@ -37,7 +37,9 @@ class FakeSlurm:
             )
             (self.bin / name).chmod(0o755)
         defaults = {"max_array": 1001, "max_submit": None, "accounting": True, "partitions": ["low"]}
-        self._file.write_text(json.dumps({**defaults, "next": 100, "jobs": {}, "calls": [], "faults": [], **state}))
+        self._file.write_text(
+            json.dumps({**defaults, "test_counts": False, "next": 100, "jobs": {}, "calls": [], "faults": [], **state})
+        )
 
     @property
     def env(self) -> dict[str, str]:
@@ -56,7 +58,7 @@ class FakeSlurm:
     def fault(
         self, command: str, do: str, when: str = "before", times: int = 1, says: str = AWAY, skip: int = 0
     ) -> None:
-        """What goes wrong: ``do`` is fail (with words), kill (the caller), kill-both or wait (for a file ``go``)."""
+        """What goes wrong: ``do`` is fail (with words), kill (the caller) or kill-and-wait (for a pipe ``go``)."""
         fault = {"command": command, "do": do, "when": when, "times": times, "says": says, "skip": skip}
         self.set(faults=[*self.state["faults"], fault])
 
@@ -89,13 +91,15 @@ def main(name: str, folder: Path, words: list[str]) -> int:
         test = "--test-only" in words
         fault = _due(state, name + (" --test-only" if test else ""))
         file.write_text(json.dumps(state))
-        if fault and fault["when"] == "before":
+        if fault and fault["do"] == "kill-and-wait":
+            os.kill(os.getppid(), signal.SIGKILL)
+            (folder / "go").read_text()
+        elif fault and fault["when"] == "before":
             return _go_wrong(fault, name)
-        code, out, err = {"sbatch": _sbatch, "squeue": _squeue, "sacct": _sacct, "scontrol": _scontrol, "scancel": _none}[
-            name
-        ](state, words)  # fmt: skip
+        commands = {"sbatch": _sbatch, "squeue": _squeue, "sacct": _sacct, "scontrol": _scontrol, "scancel": _none}
+        code, out, err = commands[name](state, words)
         file.write_text(json.dumps(state))
-    if fault and fault["when"] == "after":
+    if fault and fault["when"] == "after" and fault["do"] != "kill-and-wait":
         return _go_wrong(fault, name)
     sys.stdout.write(out)
     sys.stderr.write(err)
@@ -132,7 +136,8 @@ def _sbatch(state: dict, words: list[str]) -> tuple[int, str, str]:
     if options.get("partition", "low") not in state["partitions"]:
         return 1, "", "sbatch: error: Batch job submission failed: Invalid partition name specified\n"
     active = sum(s in ("PENDING", "RUNNING") for job in state["jobs"].values() for s in job["states"])
-    if state["max_submit"] is not None and active + count > state["max_submit"]:
+    counts = "--test-only" not in words or state["test_counts"]
+    if counts and state["max_submit"] is not None and active + count > state["max_submit"]:
         return 1, "", LIMIT + "\n"
     if "--test-only" in words:
         return 0, "", "sbatch: Job 99 to start at 2030-01-01T00:00:00 using 1 processors on nodes n1 in partition low\n"

@@ -100,9 +100,8 @@ def test_what_every_script_has(tmp_path):
     assert found["time"] == "60" and found["job-name"] == "sweep" and found["chdir"] == str(tmp_path)
     words = srun(text)
     assert {"--kill-on-bad-exit=1", "--open-mode=append", "--unbuffered"} <= set(words)
-    assert words[-5:] == ["launcher.runtime.worker", str(tmp_path / "sweep/submissions/TOKEN.jsonl"), "--submission",
-                          "TOKEN"][-5:] or words[-4:-2] == ["launcher.runtime.worker",
-                                                            str(tmp_path / "sweep/submissions/TOKEN.jsonl")]  # fmt: skip
+    plans = str(tmp_path / "sweep/submissions/TOKEN.jsonl")
+    assert words[-6:] == ["-uP", "-m", "launcher.runtime.worker", plans, "--submission", "TOKEN"]
 
 
 def test_a_job_that_must_not_be_requeued_is_not(tmp_path):

@@ -62,7 +62,8 @@ def assert_like_hydra(composer: Composer, overrides: list[str]) -> None:
 
 
 KEYS = ["optim.lr", "trainer.seed", "trainer.max_steps", "model.n_embd", "launch.name", "data.augment_flip",
-        "site.setup", "data.path", "data.count", "optim.betas", "schedule.warmup_steps", "no.such", "tracker.csv"]  # fmt: skip
+        "site.setup", "data.path", "data.count", "optim.betas",
+        "schedule.warmup_steps", "no.such", "tracker.csv"]  # fmt: skip
 VALUES = ["1", "-2", "0.5", "1e-3", "nan", "inf", "true", "null", "text", "''", "'two words'", '"a=b,c"', r"'it\'s'",
           "'100%'", "'äß 漢'", "'a\tb'", "[]", "[1,2]", "{}", "{a: 1}", "???", "'???'", "${trainer.seed}",
           "'x${launch.root}'",
@@ -83,7 +84,7 @@ deletion = st.sampled_from(["~optim.lr", "~optim.lr=0.001", "~optim.lr=0.5", "~t
 word = st.one_of(value_override, value_override, st.sampled_from(GROUPS), st.sampled_from(QUEUE), deletion)
 
 
-@settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(overrides=st.lists(word, min_size=1, max_size=4))
 def test_any_member_is_composed_as_hydra_composes_it(hydra, overrides):
     assert_like_hydra(_shared(hydra), overrides)

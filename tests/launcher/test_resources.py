@@ -94,5 +94,5 @@ def test_what_would_break_a_script_is_refused(queue, words):
 
 
 def test_a_gpu_without_gpus_is_refused():
-    with pytest.raises(UserError, match="hardware.device=cuda: no GPU is asked for"):
+    with pytest.raises(UserError, match=r"hardware\.device=cuda: no GPU is asked for"):
         of({}, device="cuda")

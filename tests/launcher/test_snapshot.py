@@ -136,7 +136,7 @@ def test_links(repo, tmp_path):
     big = put(tmp_path, "shared/big.bin")
     os.truncate(big, 20_000_000)
     targets = {
-        "relative.py": "package/b.py", "absolute.py": repo / "package/b.py", "folder": "package", 
+        "relative.py": "package/b.py", "absolute.py": repo / "package/b.py", "folder": "package",
         "up/../link.py": "a.py",
         "outside.py": outside, "outside_relative.py": "../shared/lib.py", "outside_folder": tmp_path / "shared",
         "dangling": "nowhere", "loop": "loop", "secret": secret, "ignored_data": "ignored/data.bin", "big": big,
