@@ -9,9 +9,11 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 COMMANDS = ("sbatch", "srun", "squeue", "sacct", "scontrol", "scancel")
@@ -26,7 +28,8 @@ class FakeSlurm:
     """The state of a cluster that is a file, and the environment that reaches it."""
 
     def __init__(self, folder: Path, **state: object) -> None:
-        """``state``: ``max_array`` (MaxArraySize), ``max_submit``, ``accounting``, ``partitions``."""
+        """``state``: ``max_array`` (MaxArraySize), ``max_submit``, ``accounting``, ``partitions``,
+        ``at_once`` (jobs have run when sbatch answers), ``test_counts`` (--test-only looks at max_submit too)."""
         folder.mkdir(parents=True)
         self._file = folder / "state.json"
         self.bin = folder / "bin"
@@ -38,7 +41,18 @@ class FakeSlurm:
             (self.bin / name).chmod(0o755)
         defaults = {"max_array": 1001, "max_submit": None, "accounting": True, "partitions": ["low"]}
         self._file.write_text(
-            json.dumps({**defaults, "test_counts": False, "next": 100, "jobs": {}, "calls": [], "faults": [], **state})
+            json.dumps(
+                {
+                    **defaults,
+                    "test_counts": False,
+                    "at_once": False,
+                    "next": 100,
+                    "jobs": {},
+                    "calls": [],
+                    "faults": [],
+                    **state,
+                }
+            )
         )
 
     @property
@@ -70,6 +84,13 @@ class FakeSlurm:
     def submitted(self) -> list[int]:
         """Elements of each submission that was taken."""
         return [len(job["states"]) for job in self.state["jobs"].values()]
+
+    def run(self) -> None:
+        """Every job that waits runs now, one after the other."""
+        state = self.state
+        for job_id, job in state["jobs"].items():
+            _run(job_id, job, self.env)
+        self.set(jobs=state["jobs"])
 
     def end(self, state: str = "COMPLETED", forget: bool = False) -> None:
         """All jobs end so; ``forget``: squeue knows them no more."""
@@ -143,9 +164,25 @@ def _sbatch(state: dict, words: list[str]) -> tuple[int, str, str]:
         return 0, "", "sbatch: Job 99 to start at 2030-01-01T00:00:00 using 1 processors on nodes n1 in partition low\n"
     job_id = str(state["next"])
     state["next"] += 1
-    state["jobs"][job_id] = {"script": script, "line": "sbatch " + " ".join(words), "states": ["PENDING"] * count,
-                             "array": bool(array), "forgotten": False}  # fmt: skip
+    job = {"script": script, "line": "sbatch " + " ".join(words), "states": ["PENDING"] * count, "array": bool(array),
+           "forgotten": False, "tasks": int(options.get("ntasks-per-node", "1"))}  # fmt: skip
+    state["jobs"][job_id] = job
+    if state["at_once"]:
+        _run(job_id, job, os.environ)
     return 0, f"{job_id}\n", ""
+
+
+def _run(job_id: str, job: dict, env: Mapping[str, str]) -> None:
+    """Run the elements that wait, as slurmd does (sbatch(1), OUTPUT ENVIRONMENT VARIABLES)."""
+    for index, state in enumerate(job["states"]):
+        if state == "PENDING":
+            place = {"SLURM_JOB_ID": job_id, "SLURM_NTASKS": str(job["tasks"]), "SLURM_NNODES": "1"}
+            if job["array"]:
+                place |= {"SLURM_ARRAY_JOB_ID": job_id, "SLURM_ARRAY_TASK_ID": str(index)}
+            text = Path(job["script"]).read_text()
+            folder = shlex.split(re.search(r"^#SBATCH (--chdir=.*)$", text, re.MULTILINE)[1])[0].partition("=")[2]
+            done = subprocess.run(["bash", job["script"]], cwd=folder, env={**env, **place}, capture_output=True)
+            job["states"][index] = "FAILED" if done.returncode else "COMPLETED"
 
 
 def _elements(state: dict) -> list[tuple[str, dict, str]]:
@@ -180,7 +217,11 @@ def _none(state: dict, words: list[str]) -> tuple[int, str, str]:
 def _srun(words: list[str]) -> int:
     while words and words[0].startswith("-"):
         words = words[2:] if words[0] in ("--output", "--error") else words[1:]
-    return subprocess.run(words, check=False).returncode
+    ranks = []
+    for rank in range(int(os.environ.get("SLURM_NTASKS", "1"))):
+        place = {"SLURM_STEP_ID": "0", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0"}
+        ranks.append(subprocess.Popen(words, env={**os.environ, **place}))
+    return max(rank.wait() for rank in ranks)
 
 
 if __name__ == "__main__":

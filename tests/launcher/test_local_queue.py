@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ do = plan["science"]["do"][rank]
 run = Path(plan["root"]) / plan["name"] / plan["run_id"]
 names = ("SUBMITIT_EXECUTOR", "SUBMITIT_LOCAL_JOB_ID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID",
          "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONPATH")
-(run / f"seen.{rank}").write_text(json.dumps({name: os.environ.get(name) for name in names}))
+(run / f"seen.{rank}").write_text(json.dumps({name: os.environ.get(name) for name in names} | {"pid": os.getpid()}))
 stopped = []
 def status(state, reason=""):
     aside = run / f"status.{rank}"
@@ -42,8 +42,10 @@ def status(state, reason=""):
 def on_signal(number, frame):
     status("PREEMPTED", "stopped on request")
     sys.exit(75)
-if do != "deaf":
-    signal.signal(signal.SIGTERM, on_signal)
+def report():
+    with (Path(plan["root"]) / "ready").open("w") as ready:
+        ready.write(".")
+signal.signal(signal.SIGTERM, on_signal if do != "deaf" else lambda number, frame: report())
 print("out"); print("err", file=sys.stderr)
 root = Path(plan["root"])
 if do in ("wait", "deaf", "early"):
@@ -51,8 +53,7 @@ if do in ("wait", "deaf", "early"):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     else:
         status("RUNNING")
-    with (root / "ready").open("w") as ready:
-        ready.write(".")
+    report()
     while True:
         signal.pause()
 if do == "meet":  # until the other one is there too
@@ -83,6 +84,7 @@ class Queue:
         self.worker = folder / "worker.py"
         self.worker.write_text(WORKER)
         os.mkfifo(self.root / "ready")
+        self._ready = os.open(self.root / "ready", os.O_RDWR)  # for writing too: no writer ever waits for us
 
     def job(self, number: int, *do: str, **asked: Any) -> Job:
         """Run ``number``, whose ranks do these things."""
@@ -113,16 +115,13 @@ class Queue:
                 code = 76
             finally:
                 os._exit(code)
-        ready = 0
-        with (self.root / "ready").open() as pipe:
-            while ready < min(parallel, len(jobs)):
-                ready += len(pipe.read(1)) or self._reopen(pipe)
+        self.wait_ready(min(parallel, len(jobs)))
         return pid
 
-    @staticmethod
-    def _reopen(pipe: Any) -> int:
-        os.sched_yield()
-        return 0
+    def wait_ready(self, count: int) -> None:
+        """Until ``count`` more ranks have reported."""
+        while count:
+            count -= len(os.read(self._ready, count))
 
     def state(self, one: Job) -> tuple[str | None, str]:
         status = one.plan.rundir.read(one.plan.rundir.status) or {}
@@ -174,24 +173,11 @@ def test_ranks_are_told_their_places(queue):
 def test_a_rank_that_fails_ends_its_siblings_and_the_run_is_failed(queue, monkeypatch):
     monkeypatch.setattr(local_queue, "_LINGER_S", 0.0)
     bad, good = queue.job(0, "deaf", "code3"), queue.job(1, "ok")
-    with queue_reader(queue), pytest.raises(RunsNotDone, match="1 of 2 runs failed.*rank 1: code 3") as caught:
+    with pytest.raises(RunsNotDone, match=r"1 of 2 runs failed.*rank 1: code 3") as caught:
         queue.run(bad, good, parallel=1)
     assert caught.value.code == ExitCode.TRAINING_FAILED
     assert queue.state(bad) == ("FAILED", "rank 0 ended by SIGKILL, rank 1: code 3")
     assert queue.state(good)[0] == "COMPLETED"
-
-
-class queue_reader:  # noqa: N801  (read as a word)
-    """Somebody at the other end of ``ready``."""
-
-    def __init__(self, queue: Queue) -> None:
-        self._thread = threading.Thread(target=(queue.root / "ready").read_text)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.join()
 
 
 @pytest.mark.parametrize(
@@ -243,14 +229,27 @@ def test_a_stop_reaches_every_run_and_leaves_each_resumable(queue, how):
 
 
 def test_a_second_ctrl_c_kills_what_does_not_stop(queue):
-    jobs = [queue.job(0, "deaf", "deaf")]
-    pid = queue.start(*jobs, parallel=1)
+    one = queue.job(0, "deaf", "deaf")
+    pid = queue.start(one, parallel=1)
+    queue.wait_ready(1)  # both stand
     os.killpg(pid, signal.SIGINT)
-    while not list(queue.root.glob("sweep/*/status.json")):
-        os.sched_yield()
+    queue.wait_ready(2)  # both were asked
     os.killpg(pid, signal.SIGINT)
-    code = end_of(pid)
-    assert code in (75, 76, 1)
+    assert end_of(pid) == 76
+    for rank in range(2):
+        assert has_ended(queue.seen(one, rank)["pid"])
+
+
+def has_ended(pid: int) -> bool:
+    """Whether it ends within ten seconds."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], 10)[0])
+    finally:
+        os.close(descriptor)
 
 
 def test_gpus_are_handed_out_in_disjoint_sets(queue):
@@ -287,7 +286,7 @@ def test_what_this_machine_has_not_is_refused_before_anything_runs(queue, asked,
 def test_a_run_that_is_out_of_time_is_stopped_and_resumable(queue):
     one = queue.job(0, "wait", time_min=1)
     object.__setattr__(one.resources.hardware, "time_min", 1e-9)
-    with queue_reader(queue), pytest.raises(RunsNotDone) as caught:
+    with pytest.raises(RunsNotDone) as caught:
         queue.run(one)
     assert caught.value.code == 75
     assert queue.state(one)[0] == "PREEMPTED"
@@ -299,7 +298,7 @@ def test_a_run_that_does_not_stop_in_time_is_killed(queue, monkeypatch):
     one.plan.science["do"] = ["deaf"]
     object.__setattr__(one.resources.hardware, "time_min", 1e-9)
     monkeypatch.setattr(local_queue._Running, "signal", _only_kill(local_queue._Running.signal))
-    with queue_reader(queue), pytest.raises(RunsNotDone):
+    with pytest.raises(RunsNotDone):
         queue.run(one)
     assert queue.state(one) == ("FAILED", "rank 0 ended by SIGKILL")
 
