@@ -41,10 +41,10 @@ def read_sections(values: Mapping[str, Any]) -> Sections:
     Raises:
         UserError: names each key that does not fit.
     """
-    task = parse(TaskConfig, _section(values, "task"))
-    launch = parse(LaunchConfig, _section(values, "launch"))
-    hardware = parse(HardwareConfig, _section(values, "hardware"))
-    site = parse(SiteConfig, _section(values, "site"))
+    task = parse(TaskConfig, _section(values, "task"), "task")
+    launch = parse(LaunchConfig, _section(values, "launch"), "launch")
+    hardware = parse(HardwareConfig, _section(values, "hardware"), "hardware")
+    site = parse(SiteConfig, _section(values, "site"), "site")
     settings = parse(Settings, {f.name: _section(values, f.name) for f in dataclasses.fields(Settings)})
     schema = resolve_name(task.schema)
     if not (isinstance(schema, type) and dataclasses.is_dataclass(schema)):

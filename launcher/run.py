@@ -39,20 +39,20 @@ def _main() -> int:
     stop = StopFlag()
     stop.install()
     stop.patient = False  # while nothing is there to be saved
-    composed: list[Member] = []
+    composed: list[DictConfig] = []
     codes: list[int] = []
     left_out: list[int] = []
 
     def on_config(config: DictConfig) -> float | None:
         chosen = HydraConfig.get()
         if chosen.mode != RunMode.MULTIRUN:  # launched after Hydra has returned: its wrapping shows in no traceback
-            composed.append(_member(config))
+            composed.append(_whole(config))
             return None
         if stop:
             left_out.append(chosen.job.num)
             return float("nan")
         try:
-            outcome = _train(_member(config), stop)
+            outcome = _train(_member(_whole(config)), stop)
         except UserError as error:  # the others still run
             say_error(error)
             codes.append(error.code)
@@ -61,7 +61,7 @@ def _main() -> int:
         return metric_of(outcome.summary)
 
     _compose(on_config)
-    codes += [_launch(member, stop) for member in composed]
+    codes += [_launch(_member(config), stop) for config in composed]
     if left_out:
         print(f"stopped: {len(left_out)} members did not run; the same command goes on", file=sys.stderr)
         codes.append(ExitCode.STOPPED_SAVED)
@@ -84,14 +84,21 @@ def _compose(on_config: Any) -> None:
             raise UserError(told(error)) from None
 
 
-def _member(config: DictConfig) -> Member:
+def _whole(config: DictConfig) -> DictConfig:
     """What Hydra composed, its own section put back: values of ``hydra.launcher`` may refer to others."""
+    with open_dict(config):
+        config.hydra = HydraConfig.get()
+    return config
+
+
+def _member(config: DictConfig) -> Member:
+    from launcher.compose import COMPOSITION_ERRORS, told
     from launcher.members import member_of
 
-    hydras = HydraConfig.get()
-    with open_dict(config):
-        config.hydra = hydras
-    return member_of(config, list(hydras.overrides.task))
+    try:
+        return member_of(config, list(config.hydra.overrides.task))
+    except COMPOSITION_ERRORS as error:
+        raise UserError(told(error)) from None
 
 
 def _launch(member: Member, stop: StopFlag) -> int:
