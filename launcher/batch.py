@@ -34,11 +34,13 @@ class Batch:
     resources: Resources
     logs: Path
     """Folder of what the job prints."""
+    started: Path
+    """Where its first lines write its number."""
 
     @staticmethod
     def of(sweep: SweepDir, token: str, resources: Resources, count: int, logs: Path) -> Batch:
         """A submission of ``sweep``."""
-        return Batch(sweep.path.name, token, sweep.plans(token), count, resources, logs)
+        return Batch(sweep.path.name, token, sweep.plans(token), count, resources, logs, sweep.started(token))
 
 
 def script_text(batch: Batch, snapshot: Snapshot) -> str:
@@ -51,9 +53,10 @@ def script_text(batch: Batch, snapshot: Snapshot) -> str:
 
     _require_plain(batch, snapshot)
     queue = {"name": batch.name} | batch.resources.queue
-    setup = [*batch.resources.site.setup, *(queue.pop("setup", None) or []), _python_path(snapshot)]
+    setup = [*batch.resources.site.setup, *(queue.pop("setup", None) or []), _mark(batch), _python_path(snapshot)]
     # With underscores, as submitit has them: an option that is given twice is then written once.
-    other = {str(k).replace("-", "_"): v for k, v in (queue.pop("additional_parameters", None) or {}).items()}
+    said = (queue.pop("additional_parameters", None) or {}).items()
+    other = {str(key).replace("-", "_"): value for key, value in said if value is not None and value is not False}
     ours = {"chdir": str(snapshot.cwd)} | ({} if other.get("no_requeue") else {"requeue": True})
     parameters = {_SUBMITITS_NAMES.get(key, key): value for key, value in queue.items()}
     if "mem" in parameters:
@@ -86,6 +89,11 @@ def _command(batch: Batch) -> str:
     python = batch.resources.site.python or shlex.quote(sys.executable)
     words = ["-uP", "-m", WORKER, str(batch.plans), "--submission", batch.token]
     return f"{python} {shlex.join(words)}"
+
+
+def _mark(batch: Batch) -> str:
+    """Leaves the job's number beside its plans: a command cut off before Slurm's answer is cleared up by it."""
+    return f'echo "${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" > {shlex.quote(str(batch.started))} || true'
 
 
 def _srun_arguments(resources: Resources) -> list[str]:

@@ -152,8 +152,12 @@ def _say(sweep: SweepDir, jobs: Sequence[Job], receipts: Mapping[str, Receipt], 
             arrays = sorted({(r.job_id or "-").partition("_")[0] for r in found})
             print(f"{state:<10} {len(found)} runs: {', '.join(arrays[:_SHOWN])}")
     kept = sum(not r.new and r.state != "PLANNED" for r in receipts.values())
-    planned = sum(r.state == "PLANNED" for r in receipts.values())
+    planned = [r for r in receipts.values() if r.state == "PLANNED"]
     print(f"{len(new)} submitted, {kept} done or queued already: {sweep.path}", file=sys.stderr)
     if planned:
-        print(f"Slurm takes no more for now: {planned} stay PLANNED; the same command submits them", file=sys.stderr)
+        print(
+            f"Slurm takes no more for now, {len(planned)} stay PLANNED; the same command submits them "
+            f"({planned[0].reason})",
+            file=sys.stderr,
+        )
     print(f"follow them:  python -m launcher status {shlex.quote(str(sweep.path))}", file=sys.stderr)

@@ -43,6 +43,8 @@ class Receipt:
     job_id: str | None
     new: bool
     """Whether this command submitted it."""
+    reason: str = ""
+    """Slurm's words, where it took no more."""
 
 
 def submit(
@@ -145,15 +147,15 @@ class _Batcher:
 
     def submit(self, limit: int) -> Iterator[Receipt]:
         """Submit in arrays of at most ``limit`` elements, smaller ones where Slurm takes no more jobs of this user."""
-        left, size = self._jobs, limit
+        left, size, reason = self._jobs, limit, ""
         while left and size:
             chunk = left[: min(size, limit)]
             try:
                 yield from self._submit(chunk)
                 left = left[len(chunk) :]
-            except SubmitLimit:
-                size = len(chunk) // 2
-        yield from (Receipt(job.plan.run_id, "PLANNED", None, new=False) for job in left)
+            except SubmitLimit as error:
+                size, reason = len(chunk) // 2, str(error)
+        yield from (Receipt(job.plan.run_id, "PLANNED", None, new=False, reason=reason) for job in left)
 
     def _submit(self, jobs: Sequence[Job]) -> list[Receipt]:
         token = uuid.uuid4().hex[:12]

@@ -153,9 +153,7 @@ def test_a_dry_run_shows_scripts_and_slurms_answer_and_changes_nothing(user: Use
 
 def test_hostile_names_and_comments_are_inert(user: User, client: Client):
     bad = "$(touch canary); `touch canary`"
-    user.submit(
-        f"hydra.launcher.name='{bad}'", f"hydra.launcher.comment='{bad} \\' \"'", "trainer.max_steps=1", single=True
-    )
+    user.submit(f"hydra.launcher.name='{bad}'", f"hydra.launcher.comment='{bad} \\' \"'", "trainer.max_steps=1", single=True)
     user.wait()
     assert not list(user.home.rglob("canary"))
 
@@ -230,7 +228,7 @@ class TestLimits:
         folder = user.home / "bin"
         folder.mkdir()
         real = _which("sbatch")
-        cut = "kill -9 $PPID; kill -9 $$"
+        cut = 'kill -9 $PPID; kill -9 $$'
         script = f"{cut}\n" if moment == "before" else f'"{real}" "$@" > /dev/null\n{cut}\n'
         fake = folder / "sbatch"
         fake.write_text(f'#!/bin/bash\ncase "$*" in *--test-only*) exec "{real}" "$@";; esac\n{script}')

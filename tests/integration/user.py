@@ -16,7 +16,7 @@ from slurm.processes import wait_until
 
 # A task that writes down what it was given; it knows the session and nothing else. ``data.*`` and the rest of the
 # built-in task's config come along unread.
-TASK = """
+TASK = '''
 import os
 import socket
 import time
@@ -59,7 +59,7 @@ def train(session):
         session.save({"step": step, "model": torch.nn.Linear(1, 1)})
         if session.should_stop():
             return
-"""
+'''
 BASE = ("task.target=toytask:train", "task.schema=toytask:Config", "site=disposable", "site.slurm_conf=null",
         "tracker=csv", "trainer.max_steps=3", "launch.name=sweep", "checkpoint.every_steps=1")  # fmt: skip
 
@@ -76,11 +76,7 @@ class User:
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / "toytask.py").write_text(TASK)
         (self.home / ".gitignore").write_text("runs/\n__pycache__/\ncache/\n")
-        for words in (
-            ("init", "-q"),
-            ("add", "."),
-            ("-c", "user.name=u", "-c", "user.email=e", "commit", "-qm", "one"),
-        ):
+        for words in (("init", "-q"), ("add", "."), ("-c", "user.name=u", "-c", "user.email=e", "commit", "-qm", "one")):
             subprocess.run(["git", "-C", str(self.home), *words], check=True)
 
     @property

@@ -72,7 +72,7 @@ class FakeSlurm:
     def fault(
         self, command: str, do: str, when: str = "before", times: int = 1, says: str = AWAY, skip: int = 0
     ) -> None:
-        """What goes wrong: ``do`` is fail (with words), kill (the caller) or kill-and-wait (for a pipe ``go``)."""
+        """What goes wrong: ``do`` is fail (with words), kill or interrupt (the caller), kill-and-wait (for a pipe)."""
         fault = {"command": command, "do": do, "when": when, "times": times, "says": says, "skip": skip}
         self.set(faults=[*self.state["faults"], fault])
 
@@ -139,9 +139,9 @@ def _due(state: dict, name: str) -> dict | None:
 
 
 def _go_wrong(fault: dict, name: str) -> int:
-    if fault["do"].startswith("kill"):
-        os.kill(os.getppid(), signal.SIGKILL)
-        return 0
+    if fault["do"] in ("kill", "interrupt"):
+        os.kill(os.getppid(), signal.SIGKILL if fault["do"] == "kill" else signal.SIGINT)
+        return 0 if fault["do"] == "kill" else 128 + signal.SIGINT
     sys.stderr.write(f"{name}: error: {fault['says']}\n" if ": " not in fault["says"] else fault["says"] + "\n")
     return 1
 

@@ -114,6 +114,11 @@ def test_an_option_that_is_a_key_too_is_written_once(tmp_path):
     assert found["mem"] == "5G" and found["gpus-per-node"] == "1"
 
 
+def test_options_that_are_off_are_not_written(tmp_path):
+    found = options(text_of(tmp_path, {"additional_parameters": {"hold": False, "reservation": None, "nice": 0}}))
+    assert "hold" not in found and "reservation" not in found and found["nice"] == "0"
+
+
 def test_setup_lines_of_the_site_come_first(tmp_path):
     text = text_of(
         tmp_path, {"setup": ["echo queue"]}, site={"setup": ["echo site"], "python": "apptainer exec x python"}
@@ -140,7 +145,7 @@ def run_script(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_no_text_of_the_users_is_executed(tmp_path):
     """Every key that takes text, folders too, with all that a shell might act upon."""
     root = tmp_path / NASTY.replace("/", "").replace(":", "")[:120]
-    root.mkdir()
+    (root / "sweep" / "submissions").mkdir(parents=True)
     queue = dict.fromkeys(STRINGS, NASTY) | {"additional_parameters": {"mail-user": NASTY, "reservation": NASTY}}
     text = text_of(root, queue, count=2, site={"python": "printf '%s\\n'"})
     found = options(text)

@@ -51,6 +51,8 @@ class Sweep:
                 code = 0
             except UserError:
                 code = 1
+            except KeyboardInterrupt:
+                code = 76
             finally:
                 os._exit(code)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -230,6 +232,28 @@ def test_a_job_that_started_is_adopted_though_slurm_knows_nothing(sweep):
     sweep.dir.started(submission.token).write_text("100\n")
     settle(sweep.dir, Slurm(sweep.slurm.env))
     assert [s.job_id for s in sweep.dir.read_submissions()] == ["100"]
+
+
+def test_a_job_marks_its_start_in_its_first_lines(sweep):
+    """So that the next command adopts it even where Slurm keeps no books."""
+    jobs = sweep.jobs(2)
+    sweep.submit_elsewhere(jobs, at_event("submitted", "before"))
+    (sweep.slurm.bin / "srun").write_text("#!/bin/sh\n")
+    sweep.slurm.run()
+    sweep.slurm.end(forget=True)
+    sweep.slurm.set(accounting=False)
+    settle(sweep.dir, Slurm(sweep.slurm.env))
+    assert [s.job_id for s in sweep.dir.read_submissions()] == ["100"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_in_sbatch_is_cleared_up_by_the_same_command(sweep, when):
+    jobs = sweep.jobs(3)
+    sweep.slurm.fault("sbatch", "interrupt", when)
+    assert sweep.submit_elsewhere(jobs) == 76
+    sweep.wait_until_free()
+    assert [r.state for r in sweep.submit(jobs)] == ["SUBMITTED"] * 3
+    assert sorted(sweep.submitted_runs()) == [j.plan.run_id for j in jobs]
 
 
 def test_an_answer_that_was_lost_is_asked_for_not_submitted_again(sweep):
