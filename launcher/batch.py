@@ -71,7 +71,12 @@ def script_text(batch: Batch, snapshot: Snapshot) -> str:
         wckey=None,  # type: ignore[arg-type]
         **parameters,
     )
-    return text.replace(_PERCENT, "%%")
+    return "\n".join(map(_for_sbatch, text.replace(_PERCENT, "%%").split("\n")))
+
+
+def _for_sbatch(line: str) -> str:
+    """sbatch reads quotes as a shell does, but a backslash between them escapes (22.05): ``'a\\'`` would not end."""
+    return line.replace("\\", "\\\\") if line.startswith("#SBATCH ") else line
 
 
 def _require_plain(batch: Batch, snapshot: Snapshot) -> None:
@@ -79,6 +84,8 @@ def _require_plain(batch: Batch, snapshot: Snapshot) -> None:
     for path in (batch.logs, batch.plans, snapshot.cwd, *snapshot.import_paths, sys.executable):
         if not str(path).isprintable():
             raise UserError(f"{str(path)!r}: holds characters that no batch script can hold; choose another folder")
+    if "\\" in str(batch.logs):  # switches Slurm's own %j off (sbatch(1), FILENAME PATTERN)
+        raise UserError(f"{batch.logs}: Slurm writes into no folder with '\\' in its name; choose launch.root=…")
     for path in snapshot.import_paths:
         if ":" in str(path):
             raise UserError(f"{path}: Python imports from no folder with ':' in its name; choose launch.root=…")

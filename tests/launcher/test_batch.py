@@ -30,8 +30,10 @@ def text_of(
 
 
 def options(text: str) -> dict[str, str]:
-    """Options of ``#SBATCH`` lines, quotes taken off as sbatch does."""
-    words = [shlex.split(line.removeprefix("#SBATCH "))[0] for line in text.splitlines() if line.startswith("#SBATCH ")]
+    """Options of ``#SBATCH`` lines, quotes and backslashes taken off as sbatch does."""
+    lines = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")]
+    assert all(line.count("\\") == 2 * line.count("\\\\") for line in lines), "one by itself escapes a quote"
+    words = [shlex.split(line)[0].replace("\\\\", "\\") for line in lines]
     pairs = [word.removeprefix("--").partition("=") for word in words]
     assert len({name for name, _, _ in pairs}) == len(pairs), "an option is given twice"
     return {name: value for name, _, value in pairs}
@@ -144,7 +146,7 @@ def run_script(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_no_text_of_the_users_is_executed(tmp_path):
     """Every key that takes text, folders too, with all that a shell might act upon."""
-    root = tmp_path / NASTY.replace("/", "").replace(":", "")[:120]
+    root = tmp_path / NASTY.replace("\\", "")[:120]
     (root / "sweep" / "submissions").mkdir(parents=True)
     queue = dict.fromkeys(STRINGS, NASTY) | {"additional_parameters": {"mail-user": NASTY, "reservation": NASTY}}
     text = text_of(root, queue, count=2, site={"python": "printf '%s\\n'"})
@@ -190,6 +192,11 @@ def test_percent_signs_of_folders_are_not_slurms(tmp_path, name):
 def test_folders_that_no_script_can_hold_are_refused(tmp_path, name):
     with pytest.raises(UserError, match="holds characters that no batch script can hold"):
         text_of(tmp_path, cwd=tmp_path / name)
+
+
+def test_a_backslash_in_the_folder_of_logs_is_refused(tmp_path):
+    with pytest.raises(UserError, match="Slurm writes into no folder with"):
+        text_of(tmp_path / "a\\b", cwd=tmp_path)
 
 
 def test_a_colon_in_the_root_is_refused(tmp_path):
