@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,7 +113,7 @@ class _Queue:
         minutes = job.resources.hardware.time_min
         deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
         self._running.append(_Running(job, ranks, gpus, deadline))
-        print(f"[{index + 1}/{len(self._jobs)}] started {_title(job)}", file=sys.stderr, flush=True)
+        _say(f"[{index + 1}/{len(self._jobs)}] started {_title(job)}")
 
     def _start_rank(self, env: Mapping[str, str], index: int, rank: int, job: Job) -> subprocess.Popen[bytes]:
         python = job.resources.site.python
@@ -175,7 +175,7 @@ class _Queue:
         self.codes[rundir.path.name] = code
         status = rundir.read(rundir.status) or {}
         state, reason = str(status.get("state") or "FAILED"), str(status.get("reason") or "")
-        print(f"{state}: {_title(running.job)}{': ' + reason if reason else ''}", file=sys.stderr, flush=True)
+        _say(f"{state}: {_title(running.job)}{': ' + reason if reason else ''}")
 
 
 def run_all(
@@ -199,7 +199,7 @@ def run_all(
     todo = [job for job in jobs if job not in done]
     if todo:
         stop = StopFlag()
-        stop.install()
+        stop.install(hang_up=True)
         queue = _Queue(sweep, todo, snapshot, parallel or _default_parallel(todo), env, logs)
         queue.run(stop)
         _tell(sweep, todo, queue.codes)
@@ -223,6 +223,12 @@ def _default_parallel(jobs: Sequence[Job]) -> int:
     hardware = [job.resources.hardware for job in jobs]
     most = max(h.tasks_per_node * (h.cpus_per_task or _cores()) for h in hardware)
     return max(1, _cores() // most)
+
+
+def _say(text: str) -> None:
+    """On stderr; nobody need be there to read it: a closed terminal or ``| head`` must not end the runs."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _cores() -> int:

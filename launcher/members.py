@@ -29,9 +29,7 @@ _OTHER_KEY = re.compile(r"\$\{(?!oc\.env:)")
 ``${hydra.job.override_dirname}`` does. ``${oc.env:HOME}`` alone cannot."""
 _MISSING = "???"
 _MANY = 20
-"""After so many different problems nobody reads on."""
-_MANY_MEMBERS = 100
-"""After so many members that do not fit no other one is tried: each takes as long as Hydra takes."""
+"""After so many different problems nobody reads on; after so many that Hydra finds nobody waits for more of them."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +137,8 @@ def complete_members(grid: Sequence[Sequence[str]], varying: Sequence[str], comp
         UserError: the members that do not fit, all in one line; or their launchers differ.
     """
     problems: dict[str, int] = {}
+    hydras: dict[str, str] = {}
+    composing = 0
     members: list[Member] = []
     for overrides in grid:
         try:
@@ -146,10 +146,13 @@ def complete_members(grid: Sequence[Sequence[str]], varying: Sequence[str], comp
             read_sections(member.values)
             members.append(_completed(member, varying))
         except COMPOSITION_ERRORS as error:
-            _count(problems, told(error))
+            composing += 1
+            if str(error) not in hydras:
+                hydras[str(error)] = told(error)
+            _count(problems, hydras[str(error)])
         except UserError as error:
             _count(problems, str(error))
-        if len(problems) > _MANY or sum(problems.values()) > _MANY_MEMBERS:
+        if len(problems) > _MANY or composing > _MANY:
             raise UserError("; ".join(problems) + "; and more")
     if problems:
         raise UserError("; ".join(problems) + f" ({sum(problems.values())} of {len(grid)} members)")

@@ -107,6 +107,7 @@ class Queue:
             code = 70
             try:
                 os.setpgid(0, 0)
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)
                 self.run(*jobs, parallel=parallel)
                 code = 0
             except UserError as error:
@@ -133,7 +134,7 @@ class Queue:
 
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[Queue]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield Queue(tmp_path)
     for number, handler in zip(numbers, before, strict=True):
@@ -209,14 +210,14 @@ def test_the_worst_of_those_that_failed_is_the_commands_end(queue):
     assert caught.value.code == 1
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "SIGHUP"])
 def test_a_stop_reaches_every_run_and_leaves_each_resumable(queue, how):
     jobs = [queue.job(0, "wait"), queue.job(1, "early"), queue.job(2, "wait")]
     pid = queue.start(*jobs, parallel=2)
     if how == "Ctrl-C":
         os.killpg(pid, signal.SIGINT)  # as a terminal does
     else:
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.Signals[how])
     assert end_of(pid) == 75
     assert [queue.state(j) for j in jobs] == [
         ("PREEMPTED", "stopped on request"), ("PREEMPTED", "stopped before its first step"), (None, "")
@@ -226,6 +227,18 @@ def test_a_stop_reaches_every_run_and_leaves_each_resumable(queue, how):
         one.plan.rundir.plan.unlink()
     queue.run(*again)
     assert [queue.state(j)[0] for j in again] == ["COMPLETED"] * 3
+
+
+def test_runs_go_on_when_nobody_reads_what_the_queue_says(queue, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stderr", closed)
+        queue.run(queue.job(0, "ok"), queue.job(1, "ok"))
+        monkeypatch.undo()
+        with pytest.raises(BrokenPipeError):
+            closed.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
 
 
 def test_a_second_ctrl_c_kills_what_does_not_stop(queue):

@@ -124,14 +124,11 @@ def test_where_the_order_or_another_key_matters_hydra_decides(hydra, overrides):
     assert_like_hydra(_shared(hydra), overrides)
 
 
-def test_a_missing_value_may_be_what_the_sweep_varies(hydra):
+def test_what_makes_no_config_without_its_plain_values_is_left_to_hydra(hydra):
+    """An experiment's ``???`` is filled by what the sweep varies: without it Hydra refuses the rest."""
     composer = composer_of(hydra)
-    members = [composer.compose(["++data.path=???", f"trainer.seed={seed}"]) for seed in ()]
-    assert members == []
-    for seed in (1, 2):  # the stem has no seed of its own
-        assert composer.compose(["trainer.max_steps=${trainer.seed}", f"trainer.seed={seed}"]).values["trainer"] == (
-            composer.compose([]).values["trainer"] | {"seed": seed, "max_steps": seed}
-        )
+    composer._stems[()] = None
+    assert_like_hydra(composer, ["optim.lr=5", "trainer.seed=3"])
 
 
 def test_hydra_composes_once_for_a_grid_of_plain_values(hydra, monkeypatch):
@@ -179,4 +176,4 @@ def test_a_thousand_wrong_members_are_told_without_composing_all(hydra, monkeypa
     monkeypatch.setattr(Composer, "_by_hydra", lambda self, words: calls.append(words) or compose(self, words))
     with pytest.raises(UserError, match=r"optim\.nope"):
         complete_members([["optim.nope=1", f"trainer.seed={i}"] for i in range(1000)], [], composer_of(hydra))
-    assert len(calls) < 200
+    assert len(calls) < 30
