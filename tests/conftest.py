@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -111,6 +112,16 @@ def write_csv(
 def data_csv(tmp_path: Path) -> Path:
     """Twelve good rows."""
     return write_csv(tmp_path / "data.csv", [(picture(i), f"picture number {i}") for i in range(12)])
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """Puts back the handlers of this process, which code under test takes over."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 def type_here(folder: Path, env: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:

@@ -32,7 +32,7 @@ SLURM = (*TOY, "hardware=slurm")
 
 
 @pytest.fixture
-def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_signals: None) -> Iterator[Path]:
     """A user's repository, in which commands are typed; the launcher is installed elsewhere."""
     folder = tmp_path / "my repo"
     folder.mkdir()

@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +132,8 @@ class Queue:
 
 
 @pytest.fixture
-def queue(tmp_path: Path) -> Iterator[Queue]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    yield Queue(tmp_path)
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
+def queue(tmp_path: Path, own_signals: None) -> Queue:
+    return Queue(tmp_path)
 
 
 def end_of(pid: int) -> int:
