@@ -47,7 +47,7 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
     targets = [member.values["task"][key] for member in members for key in ("target", "schema")]
     snapshot = take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(targets)], leave_out=sweep.path.parent)
     jobs = [_job(member, sweep, snapshot, cwd, here) for member in members]
-    unique = list({job.plan.run_id: job for job in jobs}.values())
+    unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
     if len(unique) < len(jobs):
         print(f"{len(jobs) - len(unique)} members learn the same as others: run once", file=sys.stderr)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
