@@ -41,7 +41,6 @@ def run_attempt(plan: Plan, world: World, stop: StopFlag, meter: Meter, meeting:
     """
     from launcher.runtime.distributed import process_group
 
-    stop.patient = False  # until there is a step to save
     now = _Attempt(plan, world, meeting.verdict.attempt)
     try:
         with process_group(world, meeting.store):
