@@ -90,7 +90,7 @@ SHELL = ONE_TASK | {"SLURM_STEP_NUM_NODES": "1"}
     ("env", "source", "place", "job", "incarnation"),
     [
         (STEP, "slurm", (3, 4, 1, 1, 2), "17", "17.r0.s0"),
-        (STEP | {"SLURM_RESTART_COUNT": "2", "SLURM_SRUN_COMM_PORT": "4000"}, "slurm", (3, 4, 1, 1, 2), "17",
+        (STEP | {"SLURM_RESTART_COUNT": "2", "SLURM_STEP_LAUNCHER_PORT": "4000"}, "slurm", (3, 4, 1, 1, 2), "17",
          "17.r2.s0.p4000"),
         (STEP | {"SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "5"}, "slurm", (3, 4, 1, 1, 2), "16_5",
          "16_5.r0.s0"),
