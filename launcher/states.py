@@ -20,6 +20,7 @@ _WORDS = {
     "PREEMPTED": "preempted and not requeued", "BOOT_FAIL": "its node did not boot", "DEADLINE": "past its deadline",
     "COMPLETED": "the job ended without an error and without a result",
 }  # fmt: skip
+_GONE = "its process is gone; the same command goes on"
 _QUIET_S = 60.0
 """Seconds without a sign of life after which a process on this machine is looked for."""
 _STALLED_S = 600.0
@@ -45,6 +46,11 @@ class RunState:
     """Why it waits, or how it ended."""
     start: str = ""
     """When it is expected to start, where it waits and Slurm knows; local time of the cluster."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a job or a process is there for it, or seems to be."""
+        return self.state in ACTIVE and self.reason != _GONE
 
 
 @dataclass(frozen=True)
@@ -165,5 +171,5 @@ def _without_job(own: _Own, said: str) -> tuple[str, str]:
     if own.state is None:
         return "PLANNED", ""
     if own.state == "RUNNING" and own.silent_for(_QUIET_S) and not own.rundir.is_locked():
-        return "STALLED", "its process is gone; the same command goes on"
+        return "STALLED", _GONE
     return own.state, said
