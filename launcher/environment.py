@@ -11,29 +11,37 @@ from typing import Any
 from launcher.runtime.environment import python_and_packages
 
 
-def environment(*folders: Path) -> dict[str, Any]:
-    """A record for ``plan.json`` of what runs the code, which stands in the first of ``folders`` that has a commit.
+def environment(cwd: Path) -> dict[str, Any]:
+    """A record for ``plan.json`` of what runs started in the folder ``cwd`` use.
 
-    JSON values only, and no environment variables: they may hold secrets.
+    JSON values only, and no environment variables: they may hold secrets. ``git_sha`` is the commit of the worktree
+    around ``cwd``, else of the one that this package stands in; ``diff_id`` a hash of ``uncommitted(cwd)``. None where
+    there is no git, or no change.
     """
-    found = [_git(folder) for folder in folders]
-    return python_and_packages() | next((git for git in found if git["git_sha"]), found[-1])
-
-
-@cache
-def _git(code: Path) -> dict[str, Any]:
-    """Commit of the worktree around ``code``, and a hash of what is changed in it; None where there is no git."""
-    sha = _ask_git(code, "rev-parse", "HEAD")
-    diff = _ask_git(code, "diff", "HEAD") if sha else None
-    return {
-        "git_sha": sha.decode().strip() if sha else None,
+    sha, diff = _worktree(cwd)
+    return python_and_packages() | {
+        "git_sha": sha,
         "diff_id": hashlib.sha256(diff).hexdigest()[:12] if diff else None,
     }
 
 
-def _ask_git(code: Path, *words: str) -> bytes | None:
+def uncommitted(cwd: Path) -> bytes:
+    """What is changed in that worktree since its commit, as ``git diff`` tells it; empty where nothing is."""
+    return _worktree(cwd)[1]
+
+
+@cache
+def _worktree(cwd: Path) -> tuple[str | None, bytes]:
+    """Commit and uncommitted changes."""
+    for folder in (cwd, Path(__file__).parent):
+        if sha := _ask_git(folder, "rev-parse", "HEAD"):
+            return sha.decode().strip(), _ask_git(folder, "diff", "--binary", "HEAD") or b""
+    return None, b""
+
+
+def _ask_git(folder: Path, *words: str) -> bytes | None:
     try:
-        answer = subprocess.run(["git", "-C", str(code), *words], capture_output=True, timeout=30, check=False)
+        answer = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, timeout=30, check=False)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return answer.stdout if answer.returncode == 0 else None

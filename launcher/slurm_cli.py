@@ -30,8 +30,8 @@ _LIMIT = re.compile(r"job submit limit|MaxSubmitJobs|MaxSubmitJob|temporarily un
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|slurmdbd|accounting_storage", re.IGNORECASE)
 _CALL_S = 60.0
 """Longest time of one command."""
-_PAUSES_S = (1.0, 2.0, 4.0, 8.0)
-"""Waits between tries while slurmctld does not answer."""
+_PAUSES_S = (2.0, 5.0)
+"""Waits between tries while slurmctld does not answer; each command waits for it by itself, 9 to 18 s."""
 
 
 class SlurmError(UserError):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,8 @@ import pytest
 from slurm.cluster import Cluster
 from slurm.faults import preempt, show_job
 from slurm.processes import wait_until
-from slurm.render import Spec
-from tests.integration.conftest import Client, client_of
-from tests.integration.user import User
+from tests.integration.conftest import Client
+from tests.integration.user import BASE, User
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("slurm_installed")]
 
@@ -58,14 +55,8 @@ def test_choosing_slurm_submits_without_multirun_too(user: User):
     assert done.stdout.split()[:2] == ["SUBMITTED", user.job_ids()[0]]
     user.let_go()
     user.wait()
-    done = user.type("launcher.run", "hardware=slurm", *[w for w in _BASE_OF(user)], "optim.lr=0.5")
+    done = user.type("launcher.run", "hardware=slurm", *BASE, "optim.lr=0.5")
     assert done.returncode == 0 and "SUBMITTED" in done.stdout, done.stderr
-
-
-def _BASE_OF(user: User) -> tuple[str, ...]:
-    from tests.integration.user import BASE
-
-    return BASE
 
 
 def test_editing_source_and_config_changes_nothing_in_queued_and_requeued_jobs(user: User, client: Client):
@@ -82,19 +73,12 @@ def test_editing_source_and_config_changes_nothing_in_queued_and_requeued_jobs(u
     user.wait()
     assert {(words[1], words[2]) for words in user.said()} == {("first", "0.25")}
     assert {words[3] for words in user.said()} >= {"0", "1"}, "it went on after the requeue"
-    files = {words[4] for words in (line.rsplit(" ", 1) for line in _lines(user))} if False else None
-    assert files is None
     code = next((user.sweep / "code").iterdir())
     assert "first" in (code / "toytask.py").read_text()
     assert not stat.S_IMODE((code / "toytask.py").stat().st_mode) & 0o222
 
 
-def _lines(user: User) -> list[str]:
-    return [line for path in user.sweep.glob("*/said.0") for line in path.read_text().splitlines()]
-
-
 def test_a_failed_run_is_failed_in_slurm_and_in_our_files(user: User, client: Client):
-    user.let_go() if user.sweep.exists() else None
     done = user.submit("trainer.seed=0,666", "launch.wait=true", "trainer.max_steps=1", expect=1)
     assert "1 of 2 runs are not done" in done.stderr and "bad luck" in done.stderr
     assert "Traceback" not in done.stderr
@@ -110,7 +94,7 @@ def test_waiting_hands_the_metric_to_a_sweeper(user: User):
 
 
 def test_members_with_other_resources_get_an_array_of_their_own(user: User, client: Client):
-    user.submit("hardware.nodes=1,2", "optim.lr=1,2", "hydra.launcher.cpus_per_task=1", HOLD)
+    user.submit("trainer.seed=1,2", "hardware.nodes='${trainer.seed}'", "optim.lr=1,2", HOLD)
     jobs = user.job_ids()
     assert len(jobs) == 2
     assert sorted(show_nodes(client, f"{job}_0") for job in jobs) == ["1", "2"]
@@ -140,12 +124,13 @@ def test_what_slurm_would_not_run_is_refused_before_anything_is_queued(user: Use
 
 
 def test_one_bad_shape_keeps_the_good_ones_from_being_queued(user: User, client: Client):
-    user.submit("hardware.nodes=1,9", expect=1)
+    user.submit("trainer.seed=1,9", "hardware.nodes='${trainer.seed}'", expect=1)
     assert not client("squeue", "--noheader")
 
 
 def test_a_dry_run_shows_scripts_and_slurms_answer_and_changes_nothing(user: User, client: Client):
-    done = user.submit("hardware.nodes=1,2", "hardware.gpus_per_node=1", "hardware.device=cpu", "launch.dry_run=true")
+    nodes = ("trainer.seed=1,2", "hardware.nodes='${trainer.seed}'", "hardware.gpus_per_node=1", "hardware.device=cpu")
+    done = user.submit(*nodes, "launch.dry_run=true")
     assert done.stdout.count("#!/bin/bash") == 2 and done.stdout.count("to start at") == 2
     assert "--kill-on-bad-exit=1" in done.stdout and "3.0 GPU-hours" in done.stdout
     assert not (user.home / "runs").exists() and not client("squeue", "--noheader")
@@ -153,7 +138,9 @@ def test_a_dry_run_shows_scripts_and_slurms_answer_and_changes_nothing(user: Use
 
 def test_hostile_names_and_comments_are_inert(user: User, client: Client):
     bad = "$(touch canary); `touch canary`"
-    user.submit(f"hydra.launcher.name='{bad}'", f"hydra.launcher.comment='{bad} \\' \"'", "trainer.max_steps=1", single=True)
+    user.submit(
+        f"hydra.launcher.name='{bad}'", f"hydra.launcher.comment='{bad} \\' \"'", "trainer.max_steps=1", single=True
+    )
     user.wait()
     assert not list(user.home.rglob("canary"))
 
@@ -177,81 +164,8 @@ def test_a_preempted_job_saves_is_requeued_and_goes_on(user: User):
     assert steps == [1, 2, 3], "no step is done twice"
 
 
-class TestLimits:
-    """A cluster of its own, with small limits."""
-
-    @pytest.fixture(scope="class")
-    def small(self, slurm_installed: None, folders: Callable[[], Path]) -> Iterator[Cluster]:
-        with Cluster(folders(), Spec(nodes=1, accounting=True, max_array_size=3)) as running:
-            yield running
-
-    @pytest.fixture
-    def user(self, small: Cluster, tmp_path: Path) -> Iterator[User]:
-        yield User(small, tmp_path / "home")
-        client = client_of(small, tmp_path)
-        client("scancel", "--state=PENDING", "--user=" + client("id", "-un").strip())
-        assert wait_until(lambda: not client("squeue", "--noheader"), 60)
-
-    def test_a_sweep_is_cut_at_the_largest_array_and_queued_within_the_limit(
-        self, user: User, small: Cluster, tmp_path: Path
-    ):
-        client = client_of(small, tmp_path)
-        client("sacctmgr", "-i", "modify", "user", client("id", "-un").strip(), "set", "maxsubmitjobs=5")
-        seeds = "trainer.seed=range(0,8)"
-        done = user.submit(seeds, "trainer.max_steps=1")
-        assert done.stdout.count("SUBMITTED") == 5 and done.stdout.count("PLANNED") == 3, done.stdout
-        assert "3 stay PLANNED" in done.stderr
-        assert [len(event["runs"]) for event in user.events("intent")][:1] == [3], "MaxArraySize is 3"
-        user.wait(count=5)
-        assert wait_until(lambda: not client("squeue", "--noheader"), 60)
-        again = user.submit(seeds, "trainer.max_steps=1")
-        assert again.stdout.count("SUBMITTED") == 3 and again.stdout.count("COMPLETED") == 5
-        user.wait(count=8)
-        assert len(user.said()) == 8, "none ran twice"
-
-    def test_without_a_controller_the_plan_stays_and_the_same_command_submits_it(self, user: User, small: Cluster):
-        (controller,) = [p for p in small.processes() if p.kind == "slurmctld"]
-        os.kill(controller.pid, signal.SIGKILL)
-        assert wait_until(lambda: controller not in small.processes(), 30)
-        done = user.submit("optim.lr=1,2", "trainer.max_steps=1", expect=1)
-        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert "Traceback" not in done.stderr and "slurm" in line.lower()
-        assert len(user.runs()) == 2
-        small.up()
-        done = user.submit("optim.lr=1,2", "trainer.max_steps=1")
-        assert done.stdout.count("SUBMITTED") == 2
-        user.wait(count=2)
-
-    @pytest.mark.parametrize("moment", ["before", "after"])
-    def test_a_command_cut_off_in_sbatch_is_cleared_up_by_the_next(self, user: User, moment: str):
-        """The command and all its children are killed before or after Slurm has taken the array."""
-        folder = user.home / "bin"
-        folder.mkdir()
-        real = _which("sbatch")
-        cut = 'kill -9 $PPID; kill -9 $$'
-        script = f"{cut}\n" if moment == "before" else f'"{real}" "$@" > /dev/null\n{cut}\n'
-        fake = folder / "sbatch"
-        fake.write_text(f'#!/bin/bash\ncase "$*" in *--test-only*) exec "{real}" "$@";; esac\n{script}')
-        fake.chmod(0o755)
-        user.env = {"PATH": f"{folder}:{os.environ['PATH']}"}
-        user.submit("trainer.seed=0,1,2", "trainer.max_steps=1", expect=-signal.SIGKILL)
-        assert user.job_ids() == []
-        user.env = {}
-        done = user.submit("trainer.seed=0,1,2", "trainer.max_steps=1")
-        user.wait(count=3)
-        assert len(user.said()) == 3, "none ran twice"
-        assert len(user.job_ids()) == 1 and len(user.events("withdrawn")) == (moment == "before")
-        assert ("0 submitted" in done.stderr) == (moment == "after")
-
-
-def _which(name: str) -> str:
-    import shutil
-
-    return str(shutil.which(name))
-
-
 def test_of_two_commands_at_once_one_wins(user: User):
-    both = [user.start("launcher.run", "-m", "hydra/launcher=submitit_slurm", *_BASE_OF(user), "trainer.seed=range(0,40)")
+    both = [user.start("launcher.run", "-m", "hydra/launcher=submitit_slurm", *BASE, "trainer.seed=range(0,40)")
             for _ in range(2)]  # fmt: skip
     said = [process.communicate(timeout=120) for process in both]
     codes = sorted(process.returncode for process in both)

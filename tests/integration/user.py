@@ -16,7 +16,7 @@ from slurm.processes import wait_until
 
 # A task that writes down what it was given; it knows the session and nothing else. ``data.*`` and the rest of the
 # built-in task's config come along unread.
-TASK = '''
+TASK = """
 import os
 import socket
 import time
@@ -59,7 +59,7 @@ def train(session):
         session.save({"step": step, "model": torch.nn.Linear(1, 1)})
         if session.should_stop():
             return
-'''
+"""
 BASE = ("task.target=toytask:train", "task.schema=toytask:Config", "site=disposable", "site.slurm_conf=null",
         "tracker=csv", "trainer.max_steps=3", "launch.name=sweep", "checkpoint.every_steps=1")  # fmt: skip
 
@@ -76,7 +76,11 @@ class User:
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / "toytask.py").write_text(TASK)
         (self.home / ".gitignore").write_text("runs/\n__pycache__/\ncache/\n")
-        for words in (("init", "-q"), ("add", "."), ("-c", "user.name=u", "-c", "user.email=e", "commit", "-qm", "one")):
+        for words in (
+            ("init", "-q"),
+            ("add", "."),
+            ("-c", "user.name=u", "-c", "user.email=e", "commit", "-qm", "one"),
+        ):
             subprocess.run(["git", "-C", str(self.home), *words], check=True)
 
     @property
@@ -86,9 +90,9 @@ class User:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """``python -m <words>`` going on."""
-        env = os.environ | {
-            "SLURM_CONF": str(self.cluster.slurm_conf), "XDG_CACHE_HOME": str(self.home / "cache"), "OMP_NUM_THREADS": "1"
-        } | self.env  # fmt: skip
+        cache = str(self.home / "cache")
+        given = {"SLURM_CONF": str(self.cluster.slurm_conf), "XDG_CACHE_HOME": cache, "OMP_NUM_THREADS": "1"}
+        env = os.environ | given | self.env
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([sys.executable, "-m", *words], cwd=self.home, env=env, **pipes)
 
