@@ -62,7 +62,7 @@ CONFIG: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("patches do not divide", ("model.patch_size=7",), ("img_size=16", "patch_size=7")),
     ("no room for text", ("model.positions=4",), ("positions=4", "4 image tokens")),
     ("fp16 on a CPU", ("precision=fp16", "hardware=cpu"), ("precision=fp16", "needs a GPU")),
-    ("several nodes", ("hardware.nodes=2",), ("hardware.nodes=2", "allowed: 1")),
+    ("several nodes", ("hardware.nodes=2",), ("hardware.nodes=2", "this process is one rank")),
     ("no such home", ("launch.root='~nosuchuser/x'",), ("~nosuchuser/x",)),
     ("no model", ("model=null",), ("group override",)),
     ("a root that is a file", ("launch.root=/etc/passwd",), ("/etc/passwd", "launch.root")),
