@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from launcher.runtime.distributed import start_sum_over_ranks
 from launcher.runtime.session import Session
+from launcher.runtime.shared_average import share_memory
 from launcher.runtime.tables import StepTable
 from vlm.config import TrainConfig
 from vlm.data.dataset import CaptionData
@@ -127,6 +128,7 @@ class Trainer:
         model: Any = self.model
         if self.world.size > 1:
             model = DistributedDataParallel(model, gradient_as_bucket_view=True, **_CONSTANT_BUFFERS)
+            share_memory(model, self.world)
         if self.config.trainer.compile:
             model = torch.compile(model)
         return model
