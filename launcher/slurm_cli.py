@@ -1,4 +1,4 @@
-"""Slurm's commands: the only place that calls sbatch, squeue, sacct, scontrol, scancel.
+"""Slurm's commands: the only place that calls sbatch, squeue, sacct, sacctmgr, scontrol, scancel.
 
 Formats are fixed and parsed by position; never ``--json``, which differs from version to version. Manual pages:
 sbatch(1), squeue(1), sacct(1), scontrol(1), scancel(1) of Slurm 22.05.
@@ -6,6 +6,7 @@ sbatch(1), squeue(1), sacct(1), scontrol(1), scancel(1) of Slurm 22.05.
 
 from __future__ import annotations
 
+import getpass
 import logging
 import re
 import shutil
@@ -92,11 +93,17 @@ def with_patience(call: Callable[[], T]) -> T:
     return call()
 
 
+def _settings(line: str) -> dict[str, str]:
+    """``A=1 B=2`` as a mapping."""
+    return {name: value for name, sign, value in (word.partition("=") for word in line.split()) if sign}
+
+
 class Slurm:
     """Slurm's commands with one environment, which says which cluster they reach."""
 
-    def __init__(self, env: Mapping[str, str], slurm_conf: str | None = None) -> None:
-        """``slurm_conf`` is used where ``env`` has no SLURM_CONF."""
+    def __init__(self, env: Mapping[str, str], slurm_conf: str | None = None, *, patient: bool = True) -> None:
+        """``slurm_conf`` is used where ``env`` has no SLURM_CONF; who is not ``patient`` asks once only."""
+        self._patient = patient
         self.slurm_conf = env.get("SLURM_CONF") or slurm_conf
         self._env = dict(env) | ({"SLURM_CONF": self.slurm_conf} if self.slurm_conf else {})
         # Inside a job these would stand for options that the new job was not given (sbatch(1), INPUT ENVIRONMENT).
@@ -131,6 +138,33 @@ class Slurm:
         """``scontrol show config``: Slurm's settings by name."""
         lines = (line.partition("=") for line in self._call("scontrol", "show", "config").splitlines())
         return {name.strip(): value.strip() for name, _, value in lines if value}
+
+    def version(self) -> str:
+        """Of Slurm's commands, ``22.05.8``; slurmctld is not asked."""
+        return self._call("sbatch", "--version").strip().removeprefix("slurm ")
+
+    def partitions(self) -> dict[str, dict[str, str]]:
+        """``scontrol show partition``: settings of each partition by its name."""
+        found = (_settings(line) for line in self._call("scontrol", "show", "partition", "--oneliner").splitlines())
+        return {settings["PartitionName"]: settings for settings in found if "PartitionName" in settings}
+
+    def show_job(self, job_id: str) -> dict[str, str]:
+        """``scontrol show job``: what slurmctld knows of one job; values with blanks in them are cut.
+
+        Raises:
+            SlurmError: it has forgotten the job.
+        """
+        return _settings(self._call("scontrol", "show", "job", "--oneliner", job_id).partition("\n")[0])
+
+    def submit_limits(self) -> list[tuple[str, str, int]]:
+        """Account, partition (empty: any) and MaxSubmitJobs of each association of this user that has such a limit.
+
+        Raises:
+            SlurmError: accounting is off, or slurmdbd does not answer.
+        """
+        words = ("sacctmgr", "--noheader", "--parsable2", "show", "association", f"user={getpass.getuser()}")
+        lines = [line.split("|") for line in self._call(*words, "format=Account,Partition,MaxSubmitJobs").splitlines()]
+        return [(line[0], line[1], int(line[2])) for line in lines if len(line) == 3 and line[2].isdigit()]
 
     def queue(self) -> dict[str, QueuedJob]:
         """Every job of this user that Slurm remembers, finished ones for some minutes too; elements of arrays apart."""
@@ -176,7 +210,9 @@ class Slurm:
 
     def _call(self, *words: str, stderr: bool = False) -> str:
         """What a command prints."""
-        return with_patience(lambda: self._call_once(words, stderr))
+        return (
+            with_patience(lambda: self._call_once(words, stderr)) if self._patient else self._call_once(words, stderr)
+        )
 
     def _call_once(self, words: tuple[str, ...], stderr: bool, keep_open: tuple[int, ...] = ()) -> str:
         name = words[0]
@@ -194,7 +230,7 @@ class Slurm:
         said = "; ".join(line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip())
         if "configuration source" in said:
             raise UserError(
-                f"{name}: Slurm is installed and knows no cluster; set SLURM_CONF, or start one here: python -m slurm up"
+                f"{name}: Slurm is installed, but knows no cluster; set SLURM_CONF, or start one: python -m slurm up"
             )
         said = said.replace(f"{name}: error: ", "").replace(f"{name}: ", "") or f"exit code {done.returncode}"
         kind = SubmitLimit if _LIMIT.search(said) else SlurmAway if _AWAY.search(said) else SlurmError
