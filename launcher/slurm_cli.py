@@ -29,6 +29,7 @@ _AWAY = re.compile(
 )
 _LIMIT = re.compile(r"job submit limit|MaxSubmitJobs|MaxSubmitJob|temporarily unable to accept", re.IGNORECASE)
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|slurmdbd|accounting_storage", re.IGNORECASE)
+_ARRAY = re.compile(r"(?P<array>\d+)_\[(?P<ranges>\d+(?:-\d+(?::\d+)?)?(?:,\d+(?:-\d+(?::\d+)?)?)*)(?:%\d+)?\]")
 _CALL_S = 60.0
 """Longest time of one command."""
 _PAUSES_S = (1.0, 2.0, 4.0, 8.0)
@@ -74,6 +75,29 @@ def require_slurm(env: Mapping[str, str]) -> None:
         raise _no_slurm("sbatch")
 
 
+def elements(job_id: str) -> list[str]:
+    """The jobs that one name of sacct stands for: ``12_[0-1,7%4]`` are 12_0, 12_1 and 12_7; others only themselves.
+
+    Elements of an array that were never started share one record.
+    """
+    found = _ARRAY.fullmatch(job_id)
+    if found is None:
+        return [job_id]
+    names = []
+    for part in found["ranges"].split(","):
+        first, _, rest = part.partition("-")
+        last, _, step = rest.partition(":")
+        indexes = range(int(first), int(last or first) + 1, int(step or 1))
+        names += [f"{found['array']}_{index}" for index in indexes]
+    return names
+
+
+def missing_commands(env: Mapping[str, str]) -> list[str]:
+    """Those of Slurm's commands that are not on PATH and that we or our jobs cannot do without."""
+    names = ("sbatch", "squeue", "scontrol", "scancel", "srun")
+    return [name for name in names if shutil.which(name, path=env.get("PATH")) is None]
+
+
 def _no_slurm(name: str) -> UserError:
     return UserError(f"{name}: there is no Slurm on PATH; log in to a cluster, or try one here: python -m slurm up")
 
@@ -109,6 +133,7 @@ class Slurm:
         # Inside a job these would stand for options that the new job was not given (sbatch(1), INPUT ENVIRONMENT).
         for name in [n for n in self._env if n.startswith(("SBATCH_", "SLURM_")) and n != "SLURM_CONF"]:
             del self._env[name]
+        self._env["SLURM_BITSTR_LEN"] = "0"  # or the elements of an array are cut to 64 letters (sacct(1))
 
     def sbatch(self, script: Path, options: Sequence[str] = (), keep_open: Iterable[int] = ()) -> str:
         """Submit ``script``, once; returns the job's id.
@@ -141,7 +166,7 @@ class Slurm:
 
     def version(self) -> str:
         """Of Slurm's commands, ``22.05.8``; slurmctld is not asked."""
-        return self._call("sbatch", "--version").strip().removeprefix("slurm ")
+        return self._call("sbatch", "--version").strip().rpartition(" ")[2]
 
     def partitions(self) -> dict[str, dict[str, str]]:
         """``scontrol show partition``: settings of each partition by its name."""
@@ -178,7 +203,7 @@ class Slurm:
         wanted = sorted({job_id.partition("_")[0] for job_id in job_ids})
         if not wanted:
             return {}
-        words = ("--allocations", "--noheader", "--parsable2", "--array", "--format=JobID,State")
+        words = ("--allocations", "--noheader", "--parsable2", "--format=JobID,State")
         try:
             answer = self._call("sacct", *words, f"--jobs={','.join(wanted)}")
         except SlurmError as error:
@@ -186,7 +211,8 @@ class Slurm:
                 return {}
             raise
         lines = (line.partition("|") for line in answer.splitlines())
-        return {job_id: state.partition(" ")[0] for job_id, _, state in lines if state}
+        found = ((job_id, state.partition(" ")[0]) for job_id, _, state in lines if state)
+        return {element: state for job_id, state in found for element in elements(job_id)}
 
     def submitted_as(self, script: Path) -> str | None:
         """Id of the job whose batch script is ``script``, from the queue or, with accounting, from the past."""
@@ -216,6 +242,8 @@ class Slurm:
 
     def _call_once(self, words: tuple[str, ...], stderr: bool, keep_open: tuple[int, ...] = ()) -> str:
         name = words[0]
+        if self.slurm_conf and not Path(self.slurm_conf).exists():  # Slurm would look for it for a minute
+            raise SlurmError(f"SLURM_CONF={self.slurm_conf}: there is no such file; is the cluster up?")
         try:
             done = subprocess.run(
                 words, env=self._env, capture_output=True, text=True, timeout=_CALL_S, check=False, pass_fds=keep_open,

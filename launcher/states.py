@@ -43,6 +43,8 @@ class RunState:
     """Why it waits, or how it ended."""
     start: str = ""
     """When it is expected to start, where it waits and Slurm knows; local time of the cluster."""
+    slurm: str = ""
+    """Slurm's own state of its job; empty: it was not asked, or has forgotten it."""
 
     @property
     def is_over(self) -> bool:
@@ -60,10 +62,14 @@ class SlurmsWord:
     known: bool = False
     """Whether Slurm was asked and answered."""
 
-    def state(self, job_id: str | None) -> str:
-        """Slurm's state of a job; empty: it says nothing."""
-        job = self.queue.get(job_id or "")
-        return job.state if job else self.past.get(job_id or "", "")
+    def state(self, own: OwnFiles) -> str:
+        """Slurm's state of a run's job; empty: it says nothing."""
+        name = own.job_id or ""
+        array = name.partition("_")[0]
+        if name not in self.queue and not own.started and array in self.queue:
+            name = array  # squeue's one line for all elements that were cancelled before they began
+        job = self.queue.get(name)
+        return job.state if job else self.past.get(name, "")
 
 
 def run_states(sweep: SweepDir, slurm: Slurm | None, only: Collection[str] | None = None) -> list[RunState]:
@@ -95,7 +101,7 @@ def ask(slurm: Slurm, runs: Iterable[OwnFiles]) -> SlurmsWord:
 
 def row(own: OwnFiles, word: SlurmsWord) -> RunState:
     """One run's row, from what its files say and what Slurm says."""
-    slurms = word.state(own.job_id)
+    slurms = word.state(own)
     if own.needs_slurm and word.known and slurms not in (*_WAITING, *_GOING):
         own = own.again()  # its job may have ended well after its files were read and before Slurm was asked
     job = word.queue.get(own.job_id or "")
@@ -114,6 +120,7 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
         node=job.nodes if job and job.nodes else own.hosts,
         reason=job.reason if waits and job else reason,
         start=job.start if waits and job and job.start != "N/A" else "",
+        slurm=slurms,
     )
 
 

@@ -18,9 +18,11 @@ TOP_LEVEL = {
     *PACKAGES, "conf", "tests", "pyproject.toml", "constraints.txt", "README.md", "Makefile", "CHANGELOG.md",
     "CONTRIBUTING.md", "LICENSE", ".ci", ".gitignore",
 }  # fmt: skip
-COMMANDS = ("launcher.run", "vlm", "sweeps", "slurm")
+COMMANDS = ("launcher", "launcher.run", "vlm", "sweeps", "slurm")
 
-ENTRIES = ("launcher.run", "launcher.__main__", "launcher.runtime.worker", "hydra_plugins.seemore")
+ENTRIES = (
+    "launcher.run", "launcher.__main__", "launcher.runtime.worker", "launcher.runtime.checkup", "hydra_plugins.seemore"
+)  # fmt: skip
 """Where a process of ours begins: they hand the environment on."""
 
 # A module may import what starts with one of these; the first rule that fits a module holds.
