@@ -48,6 +48,11 @@ class OwnFiles:
         return any(str(start.get("job_id")) == self.job_id for start in self.starts)
 
     @property
+    def failed(self) -> bool:
+        """Whether the newest submission's job, not an earlier one, has written FAILED."""
+        return self.state == "FAILED" and self.started
+
+    @property
     def hosts(self) -> str:
         """Where its newest attempt runs or ran."""
         starts = self.starts

@@ -95,7 +95,7 @@ def ask(slurm: Slurm, runs: Iterable[OwnFiles]) -> SlurmsWord:
     """
     asked = [own for own in runs if own.needs_slurm]
     queue: Mapping[str, QueuedJob] = slurm.queue() if asked else {}
-    forgotten = [str(own.job_id) for own in asked if own.job_id not in queue and own.state != "FAILED"]
+    forgotten = [str(own.job_id) for own in asked if own.job_id not in queue and not own.failed]
     return SlurmsWord(queue, slurm.history(forgotten) if forgotten else {}, known=True)
 
 
@@ -133,13 +133,12 @@ def _decide(own: OwnFiles, slurms: str, known: bool) -> tuple[str, str]:
         return _without_job(own, said)
     if slurms in _WAITING:
         return ("REQUEUED" if own.started else "SUBMITTED"), ""
-    failed = own.state == "FAILED" and own.started
-    if slurms in _GOING and not (failed and slurms == "COMPLETING"):
+    if slurms in _GOING and not (own.failed and slurms == "COMPLETING"):
         stalled = own.state == "RUNNING" and own.started and own.silent_for(_STALLED_S)
         return ("STALLED", "no sign of life for ten minutes") if stalled else ("RUNNING", "")
     if own.was_cancelled:
         return "CANCELLED", said
-    if failed:
+    if own.failed:
         return "FAILED", said
     if slurms == "CANCELLED":
         return "CANCELLED", said
