@@ -12,7 +12,7 @@ from launcher.runtime.sweepdir import Submission, SweepDir
 from launcher.slurm_cli import Slurm
 from launcher.states import RunState
 from launcher.survey import cluster_of, survey
-from launcher.targets import named
+from launcher.targets import Target, named
 
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "PREEMPTED", "PLANNED")
 
@@ -28,12 +28,10 @@ def cancel(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, dry_run: 
     Raises:
         UserError: a word stands for no run, or Slurm does not answer.
     """
-    targets = list(dict.fromkeys(target for word in words for target in named(word, cwd)))
-    seen = survey(targets, env)
+    seen = survey(_targets(words, cwd), env)
     if seen.problems:
         raise UserError(f"{seen.problems[0]}; nothing was cancelled")
-    rows = {(sweep, state.run_id): state for sweep, state in seen.rows}
-    going = [(sweep, state) for (sweep, _), state in rows.items() if state.state not in _ENDED]
+    going = [(sweep, state) for sweep, state in seen.rows if state.state not in _ENDED]
     jobs = [(sweep, state) for sweep, state in going if state.job_id is not None]
     found = list(_by_submission(jobs))
     for sweep, submission, names in found if not dry_run else ():
@@ -50,6 +48,15 @@ def cancel(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, dry_run: 
     for state in local:
         print(_how_to_stop(state), file=sys.stderr)
     return ExitCode.USER_ERROR if local else ExitCode.DONE
+
+
+def _targets(words: Sequence[str], cwd: Path) -> list[Target]:
+    """What all of ``words`` stand for, each run once, by whatever names."""
+    wanted: dict[Path, tuple[SweepDir, dict[str, None]]] = {}
+    for target in (target for word in words for target in named(word, cwd)):
+        _, runs = wanted.setdefault(target.sweep.path.resolve(), (target.sweep, {}))
+        runs.update(dict.fromkeys(target.run_ids))
+    return [Target(sweep, tuple(runs)) for sweep, runs in wanted.values()]
 
 
 def _by_submission(
@@ -71,7 +78,11 @@ def compact(job_ids: Iterable[str]) -> list[str]:
     for job_id in job_ids:
         array, _, index = job_id.partition("_")
         arrays.setdefault(array, []).extend([int(index)] if index else [])
-    return [f"{array}_[{_ranges(indexes)}]" if indexes else array for array, indexes in arrays.items()]
+    names = {array: _ranges(indexes) for array, indexes in arrays.items()}
+    return [
+        array if not ranges else f"{array}_{ranges}" if ranges.isdigit() else f"{array}_[{ranges}]"
+        for array, ranges in names.items()
+    ]
 
 
 def _ranges(indexes: Iterable[int]) -> str:

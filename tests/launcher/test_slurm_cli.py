@@ -37,7 +37,7 @@ def test_another_answer_of_sbatch_is_an_error(slurm, recorded, tmp_path, answer)
     ("said", "kind"),
     [
         ("sbatch: error: Unable to contact slurm controller (connect failure)", SlurmAway),
-        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", SlurmAway),
+        ("sbatch: error: Socket timed out on send/recv operation", SlurmAway),
         ("sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS"
          " policy (job submit limit, user's size and/or time limits)", SubmitLimit),
         ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", SubmitLimit),
