@@ -18,6 +18,8 @@ COLOURS = {
 _HEADINGS = (
     "sweep", "run", "state", "step", "loss", "samples/s", "attempts", "job", "node", "reason", "start", "overrides"
 )  # fmt: skip
+_LONGEST = 60
+"""Letters of a reason in the table; `logs` and `--json` have all of it."""
 _RIGHT = ("step", "loss", "samples/s", "attempts")
 
 
@@ -67,11 +69,15 @@ def _cells(record: Mapping[str, Any], several: bool) -> dict[str, str]:
         "attempts": _number(record["attempts"] or None, "{:d}"),
         "job": record["job_id"] or "",
         "node": record["node"],
-        "reason": record["reason"],
+        "reason": _cut(record["reason"]),
         "start": record["start"].replace("T", " "),
         "overrides": " ".join(record["differs"]),
     }
     return {name: printable(" ".join(text.split())) for name, text in texts.items()}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def _number(value: Any, form: str) -> str:

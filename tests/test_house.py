@@ -110,11 +110,30 @@ def test_no_import_cycles():
         visit(name, ())
 
 
-@pytest.mark.parametrize("module", ["launcher.run", "launcher.plan", "vlm.config", "sweeps.__main__", "vlm.__main__"])
+@pytest.mark.parametrize(
+    "module",
+    ["launcher.run", "launcher.__main__", "launcher.plan", "vlm.config", "sweeps.__main__", "vlm.__main__"],
+)
 def test_importing_loads_neither_torch_nor_pandas(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'pandas') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [["status", "--help"], ["status", "runs"], ["status", "runs", "--json"]])
+def test_status_loads_neither_hydra_nor_pydantic(words, tmp_path):
+    (tmp_path / "runs" / "demo" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "a" / "plan.json").write_text("{}")
+    heavy = ("hydra", "omegaconf", "pydantic", "torch", "pandas", "numpy", "submitit", "rich")
+    code = f"""if True:
+        import sys, launcher.__main__ as door
+        try:
+            door.main({words})
+        except SystemExit:
+            pass
+        print([name for name in {heavy} if name in sys.modules])"""
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines()[-1] == "[]"
 
 
 def test_only_the_named_things_stand_at_the_top():
