@@ -21,8 +21,8 @@ _SLOW_SYNC_S = 0.5
 
 
 def check_folder(folder: Path) -> Iterator[Finding]:
-    """Look at ``folder``, which exists and is the caller's to write in."""
-    yield file_system(folder, Path("/proc/self/mountinfo").read_text())
+    """Look at where ``folder`` stands, which exists and is the caller's to write in."""
+    yield file_system(folder.parent, Path("/proc/self/mountinfo").read_text())
     yield _writing(folder)
     yield _locks(folder)
     stat = os.statvfs(folder)

@@ -6,11 +6,12 @@ import dataclasses
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from launcher.runtime.errors import UserError
 from launcher.runtime.rundir import RunDir
-from launcher.runtime.sweepdir import SweepDir
+from launcher.runtime.sweepdir import Submission, SweepDir
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class OwnFiles:
     overrides: tuple[str, ...]
     job_id: str | None
     """Of its newest submission that Slurm took."""
-    slurm_conf: str | None
-    """Of that submission."""
+    submission: Submission | None
+    """That submission."""
     was_cancelled: bool
     """Whether ``launcher cancel`` was told to cancel that job."""
     cut_off: bool
@@ -64,6 +65,15 @@ class OwnFiles:
         """Whether Slurm may know more. Of a run that FAILED too: Slurm may have requeued its job (a node failed)."""
         return self.job_id is not None and self.state != "COMPLETED"
 
+    @property
+    def slurm_conf(self) -> str | None:
+        """``SLURM_CONF`` of the newest submission; None: the default cluster."""
+        return self.submission.slurm_conf if self.submission else None
+
+    def owns(self, script: str) -> bool:
+        """Whether ``script``, a job's in Slurm's words, is that of the newest submission: numbers differ by cluster."""
+        return self.submission is None or script in ("", "(null)") or Path(script).stem == self.submission.token
+
     def silent_for(self, seconds: float) -> bool:
         """Whether there was no sign of life for so long."""
         heartbeat = self.status.get("heartbeat")
@@ -79,11 +89,11 @@ def own_files(sweep: SweepDir, only: Collection[str] | None = None) -> list[OwnF
     members = {run_id: tuple(overrides) for run_id, overrides in sweep.read_members().items()}
     for run in sweep.list_runs():  # those that were trained without a queue
         members.setdefault(run, ())
-    jobs: dict[str, tuple[str, str | None]] = {}
+    jobs: dict[str, tuple[str, Submission]] = {}
     cut_off: set[str] = set()
     for submission in sweep.read_submissions():
         if submission.job_id and not submission.withdrawn:
-            jobs |= {run: (job, submission.slurm_conf) for run, job in submission.jobs()}
+            jobs |= {run: (job, submission) for run, job in submission.jobs()}
             cut_off.difference_update(submission.runs)
         elif not submission.withdrawn:
             cut_off.update(submission.runs)
@@ -92,10 +102,12 @@ def own_files(sweep: SweepDir, only: Collection[str] | None = None) -> list[OwnF
     for run_id, overrides in members.items():
         if only is None or run_id in only:
             rundir = sweep.run(run_id)
-            job_id, conf = jobs.get(run_id, (None, None))
+            job_id, submission_of = jobs.get(run_id, (None, None))
             status, events = _status(rundir), rundir.attempt_events()
             found.append(
-                OwnFiles(rundir, overrides, job_id, conf, job_id in cancelled, run_id in cut_off, status, events)
+                OwnFiles(
+                    rundir, overrides, job_id, submission_of, job_id in cancelled, run_id in cut_off, status, events
+                )
             )
     return found
 

@@ -16,6 +16,7 @@ _GOING = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNA
 _WORDS = {
     "TIMEOUT": "out of time", "NODE_FAIL": "its node failed", "OUT_OF_MEMORY": "out of memory",
     "PREEMPTED": "preempted and not requeued", "BOOT_FAIL": "its node did not boot", "DEADLINE": "past its deadline",
+    "FAILED": "its job failed; logs may tell why",
     "COMPLETED": "the job ended without an error and without a result",
 }  # fmt: skip
 _QUIET_S = 60.0
@@ -62,14 +63,19 @@ class SlurmsWord:
     known: bool = False
     """Whether Slurm was asked and answered."""
 
-    def state(self, own: OwnFiles) -> str:
-        """Slurm's state of a run's job; empty: it says nothing."""
+    def job(self, own: OwnFiles) -> QueuedJob | None:
+        """A run's job in the queue: one of its number and with its script, not another cluster's of that number."""
         name = own.job_id or ""
         array = name.partition("_")[0]
-        if name not in self.queue and not own.started and array in self.queue:
+        if name not in self.queue and not own.started:
             name = array  # squeue's one line for all elements that were cancelled before they began
         job = self.queue.get(name)
-        return job.state if job else self.past.get(name, "")
+        return job if job and own.owns(job.command) else None
+
+    def state(self, own: OwnFiles) -> str:
+        """Slurm's state of a run's job; empty: it says nothing."""
+        job = self.job(own)
+        return job.state if job else self.past.get(own.job_id or "", "")
 
 
 def run_states(sweep: SweepDir, slurm: Slurm | None, only: Collection[str] | None = None) -> list[RunState]:
@@ -104,7 +110,7 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
     slurms = word.state(own)
     if own.needs_slurm and word.known and slurms not in (*_WAITING, *_GOING):
         own = own.again()  # its job may have ended well after its files were read and before Slurm was asked
-    job = word.queue.get(own.job_id or "")
+    job = word.job(own)
     state, reason = _decide(own, slurms, word.known)
     waits = state in ("SUBMITTED", "REQUEUED") and job is not None
     return RunState(

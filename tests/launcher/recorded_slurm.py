@@ -40,9 +40,11 @@ class RecordedSlurm:
         """From now on ``command`` runs this shell script first: what happens while it is asked."""
         (self._folder / f"{command}.does").write_text(script)
 
-    def queue(self, *jobs: tuple[str, str], reason: str = "None", start: str = "N/A", nodes: str = "") -> None:
+    def queue(
+        self, *jobs: tuple[str, str], reason: str = "None", start: str = "N/A", nodes: str = "", script: str = ""
+    ) -> None:
         """squeue knows these jobs with their states."""
-        self.says("squeue", "".join(f"{job}|{state}|{reason}|{start}|0:00|{nodes}|/s.sh\n" for job, state in jobs))
+        self.says("squeue", "".join(f"{job}|{state}|{reason}|{start}|0:00|{nodes}|{script}\n" for job, state in jobs))
 
     def history(self, *jobs: tuple[str, str]) -> None:
         """sacct knows these."""

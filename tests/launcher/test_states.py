@@ -176,6 +176,13 @@ def test_why_it_waits_and_when_it_starts(sweep, slurm):
     assert state_of(sweep, slurm).start == ""
 
 
+@pytest.mark.parametrize(("script", "state"), [("/x/submissions/t1.sh", "SUBMITTED"), ("/y/other.sh", "CANCELLED")])
+def test_another_clusters_job_of_the_same_number_is_not_ours(sweep, slurm, script, state):
+    own(sweep, None, started=False)
+    slurm.queue(("12", "PENDING"), script=script)
+    assert state_of(sweep, slurm).state == state
+
+
 def test_elements_of_an_array(sweep, slurm):
     for run_id in "abcd":
         sweep.run(run_id)
