@@ -54,7 +54,7 @@ def _cause(state: RunState, record: Mapping[str, Any] | None, log: Path, printed
     if state.state == "CANCELLED":
         return Cause("cancelled", "the same command goes on")
     if state.state == "PREEMPTED" and record is None:
-        return Cause("stopped on request", "the same command goes on")
+        return cause_of([], None, state.slurm) or Cause("stopped on request", "the same command goes on")
     errors = [tail_of(file) for file in dict.fromkeys(printed) if file.suffix == ".err"]
     return cause_of([state.reason, *errors, tail_of(log)], record, state.slurm)
 

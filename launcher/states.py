@@ -151,7 +151,11 @@ def _decide(own: OwnFiles, slurms: str, known: bool) -> tuple[str, str]:
     if not slurms:
         return _unknown_to_slurm(own, said) if known else _slurm_unknown(own, said)
     if own.state == "PREEMPTED" and own.started:
-        return "PREEMPTED", _WORDS.get(slurms, said)
+        by_itself = slurms in (
+            "COMPLETED",
+            "FAILED",
+        )  # saved, then left with an exit code that Slurm takes for a failure
+        return "PREEMPTED", said if by_itself else _WORDS.get(slurms, said)
     return "FAILED", _WORDS.get(slurms, f"Slurm says {slurms}")
 
 

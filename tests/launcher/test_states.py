@@ -148,6 +148,13 @@ def test_a_job_that_gives_no_sign_of_life_is_stalled(sweep, slurm):
     assert (found.state, found.node, found.is_over) == ("STALLED", "n[1-2]", False)
 
 
+@pytest.mark.parametrize(("slurms", "reason"), [("FAILED", "stopped on request"), ("TIMEOUT", "out of time")])
+def test_why_a_preempted_run_was_not_requeued(sweep, slurm, slurms, reason):
+    own(sweep, "PREEMPTED", reason="stopped on request")
+    slurm.queue(("12", slurms))
+    assert state_of(sweep, slurm).reason == reason
+
+
 def test_a_withdrawn_submission_leaves_a_run_planned_and_a_cut_off_one_says_so(sweep, slurm):
     sweep.run("aaa")
     sweep.submitted("aaa", job=None)
