@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.environment import uncommitted
 from launcher.members import Member, require_one_launcher
 from launcher.naming import default_name
 from launcher.plan import make_queued_plan, read_sections
 from launcher.runtime.errors import UserError
+from launcher.runtime.files import write_atomic
 from launcher.runtime.sweepdir import SweepDir
 from launcher.schema import LaunchConfig
 from launcher.slurm_cli import Slurm, require_slurm
@@ -47,7 +49,7 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
     targets = [member.values["task"][key] for member in members for key in ("target", "schema")]
     snapshot = take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(targets)], leave_out=sweep.path.parent)
     jobs = [_job(member, sweep, snapshot, cwd, here) for member in members]
-    unique = list({job.plan.run_id: job for job in jobs}.values())
+    unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
     if len(unique) < len(jobs):
         print(f"{len(jobs) - len(unique)} members learn the same as others: run once", file=sys.stderr)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
@@ -61,11 +63,11 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
         from launcher.local_queue import run_all
 
         with sweep.locked():
-            _record(sweep, unique, snapshot)
+            _record(sweep, unique, snapshot, cwd)
         metrics = run_all(sweep, unique, snapshot, launch.parallel, env)
         return [metrics.get(job.plan.run_id) for job in jobs]
     with sweep.locked() as lock:
-        _record(sweep, unique, snapshot)
+        _record(sweep, unique, snapshot, cwd)
         receipts = {r.run_id: r for r in submit(sweep, unique, slurm, snapshot, lock, _logs(sweep, members[0], cwd))}
     _say(sweep, unique, receipts, slurm)
     if launch.wait or values_needed:
@@ -120,10 +122,12 @@ def _logs(sweep: SweepDir, first: Member, cwd: Path) -> Path:
     return folder
 
 
-def _record(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot) -> None:
+def _record(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, cwd: Path) -> None:
     """Write down everything that the jobs will need, and what was asked for."""
     claim_folders(jobs)
     snapshot.write()
+    if (diff := uncommitted(cwd)) and not sweep.diff(snapshot.id).exists():
+        write_atomic(sweep.diff(snapshot.id), diff)
     sweep.add_request(members=len(jobs), code=snapshot.id, command=shlex.join(sys.argv[1:]))
     sweep.add_members((job.plan.run_id, job.overrides) for job in jobs)
 

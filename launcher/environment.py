@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import subprocess
 from functools import cache
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from launcher.runtime.environment import python_and_packages
 
-def environment(code: Path) -> dict[str, Any]:
-    """A record for ``plan.json`` of what runs the code in the folder ``code``.
 
-    JSON values only, and no environment variables: they may hold secrets.
+def environment(cwd: Path) -> dict[str, Any]:
+    """A record for ``plan.json`` of what runs started in the folder ``cwd`` use.
+
+    JSON values only, and no environment variables: they may hold secrets. ``git_sha`` is the commit of the worktree
+    around ``cwd``, else of the one that this package stands in; ``diff_id`` a hash of ``uncommitted(cwd)``. None where
+    there is no git, or no change.
     """
-    return {"python": platform.python_version(), "platform": platform.platform(), "packages": _packages()} | _git(code)
-
-
-@cache
-def _packages() -> dict[str, str]:
-    return dict(sorted({d.metadata["Name"]: d.version for d in distributions()}.items()))
-
-
-@cache
-def _git(code: Path) -> dict[str, Any]:
-    """Commit of the worktree around ``code``, and a hash of what is changed in it; None where there is no git."""
-    sha = _ask_git(code, "rev-parse", "HEAD")
-    diff = _ask_git(code, "diff", "HEAD") if sha else None
-    return {
-        "git_sha": sha.decode().strip() if sha else None,
+    sha, diff = _worktree(cwd)
+    return python_and_packages() | {
+        "git_sha": sha,
         "diff_id": hashlib.sha256(diff).hexdigest()[:12] if diff else None,
     }
 
 
-def _ask_git(code: Path, *words: str) -> bytes | None:
+def uncommitted(cwd: Path) -> bytes:
+    """What is changed in that worktree since its commit, as ``git diff`` tells it; empty where nothing is."""
+    return _worktree(cwd)[1]
+
+
+@cache
+def _worktree(cwd: Path) -> tuple[str | None, bytes]:
+    """Commit and uncommitted changes."""
+    for folder in (cwd, Path(__file__).parent):
+        if sha := _ask_git(folder, "rev-parse", "HEAD"):
+            return sha.decode().strip(), _ask_git(folder, "diff", "--binary", "HEAD") or b""
+    return None, b""
+
+
+def _ask_git(folder: Path, *words: str) -> bytes | None:
     try:
-        answer = subprocess.run(["git", "-C", str(code), *words], capture_output=True, timeout=30, check=False)
+        answer = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, timeout=30, check=False)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return answer.stdout if answer.returncode == 0 else None

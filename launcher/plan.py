@@ -120,7 +120,7 @@ def _freeze(sections: Sections, hardware: HardwareConfig, facts: Facts, default_
             "hardware": dataclasses.asdict(hardware) | {"interface": sections.site.interface},
         },
         code=code,
-        environment=environment(Path(__file__).parent),
+        environment=environment(facts.cwd),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -69,7 +69,7 @@ def _main() -> int:
 
 def _compose(on_config: Any) -> None:
     """Let Hydra read the command line and call ``on_config`` with each config; its errors become one line."""
-    from hydra_plugins.seemore import register
+    from hydra_plugins.seemore._queues import register
 
     register()
     with _hydra_raises():

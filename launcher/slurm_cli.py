@@ -32,8 +32,8 @@ _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|slurmdbd|accounting
 _ARRAY = re.compile(r"(?P<array>\d+)_\[(?P<ranges>\d+(?:-\d+(?::\d+)?)?(?:,\d+(?:-\d+(?::\d+)?)?)*)(?:%\d+)?\]")
 _CALL_S = 60.0
 """Longest time of one command."""
-_PAUSES_S = (1.0, 2.0, 4.0, 8.0)
-"""Waits between tries while slurmctld does not answer."""
+_PAUSES_S = (2.0, 5.0)
+"""Waits between tries while slurmctld does not answer; each command waits for it by itself, 9 to 18 s."""
 
 
 class SlurmError(UserError):
@@ -258,7 +258,7 @@ class Slurm:
         said = "; ".join(line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip())
         if "configuration source" in said:
             raise UserError(
-                f"{name}: Slurm is installed, but knows no cluster; set SLURM_CONF, or start one: python -m slurm up"
+                f"{name}: Slurm is installed and knows no cluster; set SLURM_CONF, or start one: python -m slurm up"
             )
         said = said.replace(f"{name}: error: ", "").replace(f"{name}: ", "") or f"exit code {done.returncode}"
         kind = SubmitLimit if _LIMIT.search(said) else SlurmAway if _AWAY.search(said) else SlurmError

@@ -65,7 +65,7 @@ def submit(
         limit = _largest_array(slurm)
         batches = [_Batcher(sweep, shape, snapshot, slurm, lock, logs) for shape in by_shape(todo)]
         for batcher in batches:  # before anything is queued
-            batcher.test(limit)
+            batcher.test()
         for batcher in batches:
             answer |= {receipt.run_id: receipt for receipt in batcher.submit(limit)}
     return [answer[job.plan.run_id] for job in jobs]
@@ -127,13 +127,17 @@ class _Batcher:
         self._sweep, self._jobs, self._snapshot, self._slurm = sweep, list(jobs), snapshot, slurm
         self._lock, self._logs = lock, logs
 
-    def test(self, limit: int) -> str:
-        """Whether Slurm would take it, in its words."""
-        first = self._jobs[:limit]
-        token = f"test-{uuid.uuid4().hex[:12]}"
-        script = self._write_script(token, len(first))
+    def test(self) -> None:
+        """See that Slurm would take one of them.
+
+        Raises:
+            SlurmError: it would not.
+        """
+        script = self._write_script(f"test-{uuid.uuid4().hex[:12]}", count=1)
         try:
-            return self._slurm.test(script)
+            self._slurm.test(script)
+        except SubmitLimit:
+            return  # not now: they stay planned
         finally:
             script.unlink()
 

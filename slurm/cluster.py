@@ -188,7 +188,9 @@ class Cluster:
                 starters[kind]()
             else:
                 daemons.start_slurmd(layout, node)
-        daemons.wait_for_nodes(layout, [node for _, node in missing if node is not None])
+        # A new controller knows no node until its slurmd has spoken up, and refuses jobs meanwhile.
+        all_nodes = ("slurmctld", None) in missing
+        daemons.wait_for_nodes(layout, [n for n in spec.node_names if all_nodes or ("slurmd", n) in missing])
         return [node or kind for kind, node in missing]
 
     def _stop(self) -> None:

@@ -36,6 +36,18 @@ SMALL = (
 )  # fmt: skip
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-slurm", action="store_true", help="fail, do not skip, where Slurm is not installed")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say loudly that nothing was tried on a real Slurm."""
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "tests/integration" in str(r.longrepr)]
+    if skipped:
+        terminalreporter.section("NO SLURM ON THIS MACHINE", sep="!", red=True, bold=True)
+        terminalreporter.line(f"{len(skipped)} tests on a real cluster were SKIPPED: {skipped[0].longrepr[2]}")
+
+
 def small(*overrides: str) -> list[str]:
     """The words of a small run with ``overrides``; on another kind of data without those for shapes."""
     return [w for w in SMALL if "data=csv" not in overrides or not w.startswith("data.")] + list(overrides)

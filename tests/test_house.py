@@ -112,7 +112,16 @@ def test_no_import_cycles():
 
 @pytest.mark.parametrize(
     "module",
-    ["launcher.run", "launcher.__main__", "launcher.plan", "vlm.config", "sweeps.__main__", "vlm.__main__"],
+    [
+        "launcher.run",
+        "launcher.__main__",
+        "launcher.plan",
+        "launcher.runtime.worker",
+        "launcher.runtime.job",
+        "vlm.config",
+        "sweeps.__main__",
+        "vlm.__main__",
+    ],
 )
 def test_importing_loads_neither_torch_nor_pandas(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'pandas') if m in sys.modules])"

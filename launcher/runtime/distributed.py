@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -30,11 +30,19 @@ def require_device(device: str) -> None:
         raise UserError(f"device {device!r}: {reason}; use cpu (hardware=cpu, --device cpu)")
 
 
+def visible_gpus() -> int:
+    """How many GPUs this process can use."""
+    return torch.cuda.device_count()
+
+
 @contextmanager
-def process_group(world: World) -> Iterator[None]:
+def process_group(world: World, store: Any = None) -> Iterator[None]:
     """A process group over all ranks for the time of the block: NCCL on GPUs, gloo on CPUs; none in a world of one.
 
-    The rendezvous is torch's ``env://`` (MASTER_ADDR, MASTER_PORT).
+    A block that raises lets go of its peers at once, so that they fail too instead of waiting for this rank.
+
+    Args:
+        store: the ``torch.distributed.Store`` in which they meet; None: ``env://`` (MASTER_ADDR, MASTER_PORT).
     """
     if world.size == 1:
         yield
@@ -42,12 +50,20 @@ def process_group(world: World) -> Iterator[None]:
     on_gpu = world.device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(world.device)
-    dist.init_process_group("nccl" if on_gpu else "gloo", rank=world.rank, world_size=world.size)
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=world.rank, world_size=world.size)
     try:
         yield
         dist.barrier()  # leave together: whoever leaves early closes connections that others may still read
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        _abort()
+        raise
+    dist.destroy_process_group()
+
+
+def _abort() -> None:
+    """Close all connections without waiting for what is under way: to destroy a group would wait for its peers."""
+    with suppress(Exception):  # what led here is told, not this
+        dist.distributed_c10d._abort_process_group()
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
@@ -64,6 +80,39 @@ def any_rank(flag: bool, device: str) -> bool:
     word = torch.tensor([int(flag)], device=device)
     dist.all_reduce(word, op=dist.ReduceOp.MAX)
     return bool(word.item())
+
+
+class Agreement:
+    """One yes or no over all ranks that costs a training step nothing: asked in one step, answered in the next.
+
+    The word travels on a small gloo group of its own while the step is computed, so it meets no other collective and
+    waits for no GPU. Every rank makes one, in the same place, and asks it equally often.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._word = torch.zeros(1, dtype=torch.int32)
+        self._under_way: dist.Work | None = None
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether a rank said yes: up to the call before this one, or in a world of one now. Equal on every rank."""
+        if self._group is None:
+            return flag
+        if self._settled():
+            return True
+        self._word = torch.tensor([int(flag)], dtype=torch.int32)
+        self._under_way = dist.all_reduce(self._word, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return False
+
+    def close(self) -> None:
+        """Wait for the last word; every rank has asked equally often, so it comes."""
+        self._settled()
+
+    def _settled(self) -> bool:
+        if self._under_way is not None:
+            self._under_way.wait()
+            self._under_way = None
+        return bool(self._word.item())
 
 
 def from_all_ranks(value: Any) -> list[Any]:

@@ -3,65 +3,60 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import MutableMapping
+from contextlib import ExitStack, suppress
 
 import yaml
 
+from launcher.runtime.address import Machine, interface_to
+from launcher.runtime.attempt import Outcome, run_attempt
 from launcher.runtime.console import Meter, logging_to
+from launcher.runtime.environment import drift
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.files import write_atomic, write_json
-from launcher.runtime.plan import Plan, resolve_name
+from launcher.runtime.plan import Plan
 from launcher.runtime.redaction import redacted
-from launcher.runtime.rundir import RunDir
+from launcher.runtime.rendezvous import Meeting, Refused, Verdict, announce, attend, forget
 from launcher.runtime.signals import StopFlag
-from launcher.runtime.world import World
+from launcher.runtime.world import World, set_interface
+
+__all__ = ["Outcome", "claim", "run_job"]
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended."""
-
-    state: str
-    """COMPLETED, or PREEMPTED where it was asked to stop."""
-    code: ExitCode
-    summary: dict[str, Any]
+_COMPLETED = Verdict(code=ExitCode.DONE, message="COMPLETED already")
 
 
-def run_job(plan: Plan, env: Mapping[str, str], stop: StopFlag) -> Outcome:
+def run_job(plan: Plan, env: MutableMapping[str, str], stop: StopFlag, *, visible: bool = True) -> Outcome:
     """Run one attempt of ``plan`` as the rank that ``env`` describes. A COMPLETED run is left as it is.
+
+    Rank 0 decides for all: it takes the lock, claims the folder and numbers the attempt; the others learn from it
+    where to meet, or that and why there is nothing to do.
+
+    Args:
+        env: this process's environment; the network interface to use is set in it where nobody has.
+        visible: whether rank 0 shows its log and its progress on stderr too.
 
     Raises:
         UserError: the run directory is another run's, is in use, or the task refused its input.
         TrainingFailed: the training diverged. Both leave the run FAILED, with the reason in ``status.json``.
     """
-    from launcher.runtime.distributed import process_group, require_device  # imports torch
-
-    hardware = plan.hardware
-    world = World.from_env(env, hardware["device"], hardware["micro_batch"])
-    require_device(world.device)
-    rundir = plan.rundir
+    world = _world(plan, env)
+    interface = plan.hardware.get("interface")
     with ExitStack() as stack:
-        try:
-            if world.is_main:
-                rundir.path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(rundir.lock())
-                claim(plan)
-                if rundir.state() == "COMPLETED":
-                    return Outcome("COMPLETED", ExitCode.DONE, rundir.read(rundir.summary) or {})
-            console = stack.enter_context(logging_to(rundir.log(world.rank), visible=world.is_main))
-        except OSError as error:
-            raise UserError(f"run directory {rundir.path}: {error.strerror or error}; choose launch.root=…") from error
-        meter = Meter(console, visible=world.is_main)
+        meeting = _decide(plan, world, interface, stack) if world.is_main else attend(world, plan.rundir)
+        if meeting.verdict.code == ExitCode.DONE:
+            return Outcome("COMPLETED", ExitCode.DONE, plan.rundir.read(plan.rundir.summary) or {})
+        if meeting.verdict.code is not None:
+            raise Refused(meeting.verdict)
+        console = stack.enter_context(logging_to(plan.rundir.log(world.rank), visible=visible and world.is_main))
+        meter = Meter(console, visible=visible and world.is_main)
         stack.callback(meter.close)
-        stack.enter_context(process_group(world))
-        return _attempt(plan, world, stop, meter)
+        if world.is_main and (changes := drift(plan.environment)):
+            log.warning("the environment is not the one that was planned: %s", "; ".join(changes))
+        if world.nodes > 1 or interface:
+            set_interface(env, interface, interface_to(meeting.address, Machine()) if meeting.address else None)
+        return run_attempt(plan, world, stop, meter, meeting)
 
 
 def claim(plan: Plan) -> None:
@@ -80,99 +75,44 @@ def claim(plan: Plan) -> None:
     write_atomic(rundir.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
 
 
-def _attempt(plan: Plan, world: World, stop: StopFlag, meter: Meter) -> Outcome:
-    rundir = plan.rundir
-    stop.patient = False  # until there is a step to save
-    attempt = 1 + sum(event.get("event") == "start" for event in rundir.attempt_events())
-    started = time.monotonic()
-    if world.is_main:
-        rundir.summary.unlink(missing_ok=True)  # an earlier attempt's, which failed
-    _event(rundir, world, "start", attempt, step=None)
-    session = _session(plan, world, stop, meter, attempt)
-    reason, code = "", ExitCode.BUG
+def _world(plan: Plan, env: MutableMapping[str, str]) -> World:
+    from launcher.runtime.distributed import require_device, visible_gpus  # imports torch
+
+    device = plan.hardware["device"]
+    require_device(device)
+    gpus = visible_gpus() if device == "cuda" else None
+    world = World.from_env(env, device, plan.hardware["micro_batch"], gpus=gpus)
+    world.require_size(plan.hardware.get("nodes"), plan.hardware.get("tasks_per_node"))
+    return world
+
+
+def _decide(plan: Plan, world: World, interface: str | None, stack: ExitStack) -> Meeting:
+    """Rank 0: hold the run's lock until ``stack`` ends, number the attempt, and tell the others, a refusal too."""
     try:
-        if world.is_main:
-            session.write_status("RUNNING")
-        extra = resolve_name(plan.target)(session) or {}
-        outcome = _finish(plan, session, extra, time.monotonic() - started)
-        reason, code = outcome.state, outcome.code
-        return outcome
-    except (UserError, KeyboardInterrupt) as error:
-        reason, code = str(error) or "interrupted", getattr(error, "code", ExitCode.STOPPED_NOT_SAVED)
+        verdict = _verdict(plan, world, stack)
+        return announce(world, plan.rundir, verdict, interface)
+    except BaseException as error:
+        code = getattr(error, "code", ExitCode.BUG)
+        if isinstance(error, KeyboardInterrupt):
+            code = ExitCode.STOPPED_NOT_SAVED
+        message = f"rank 0 on {world.host}: {error or type(error).__name__}"
+        with suppress(OSError, UserError):  # what led here is told, not this
+            announce(world, plan.rundir, Verdict(code=int(code), message=message), interface)
         raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        log.exception("the task raised")
-        raise
-    finally:
-        if code not in (ExitCode.DONE, ExitCode.STOPPED_SAVED):
-            _fail(world, session, reason, code)
-        _event(rundir, world, "end", attempt, step=session.step, reason=reason, code=int(code))
 
 
-def _session(plan: Plan, world: World, stop: StopFlag, meter: Meter, attempt: int) -> Any:
-    from launcher.runtime.session import Session
-    from launcher.runtime.trackers import Tracker, start_trackers
-
-    settings = plan.settings()
-
-    def open_trackers(step: int) -> list[Tracker]:
-        values = redacted(plan.config_values())
-        return start_trackers(settings.tracker, plan.rundir, values, redacted(plan.science), step)
-
-    return Session(
-        plan.config(),
-        world,
-        plan.rundir,
-        settings,
-        attempt=attempt,
-        stop=stop,
-        meter=meter,
-        open_trackers=open_trackers,
-    )
-
-
-def _finish(plan: Plan, session: Any, extra: Mapping[str, Any], wall_s: float) -> Outcome:
-    """Keep the weights, write the summary, close the trackers: the run is COMPLETED, or PREEMPTED and resumable."""
-    if session.stopping:
-        if session.world.is_main:
-            session.write_status("PREEMPTED", "stopped on request")
-            session.close_trackers({})
-        saved = session.saved_step == session.step
-        return Outcome("PREEMPTED", ExitCode.STOPPED_SAVED if saved else ExitCode.STOPPED_NOT_SAVED, {})
-    weights = session.finish(plan.settings().checkpoint.at_end or "state")
-    last = session.last
-    summary = {
-        "status": "COMPLETED",
-        "step": session.step,
-        "train_loss": last.get("train/loss"),
-        "val_loss": last.get("val/loss"),
-        "best_val_loss": session.best_metric,
-        "samples_per_s": last.get("train/samples_per_s"),
-        "weights_sha256": weights,
-        "wall_s": round(wall_s, 3),
-        **extra,
-    }
-    if session.world.is_main:
-        session.close_trackers(summary)
-        write_json(session.rundir.summary, summary)
-        session.write_status("COMPLETED")
-    return Outcome("COMPLETED", ExitCode.DONE, summary)
-
-
-def _fail(world: World, session: Any, reason: str, code: ExitCode) -> None:
-    if not world.is_main:
-        return
-    state = "PREEMPTED" if code == ExitCode.STOPPED_NOT_SAVED else "FAILED"
-    session.write_status(state, reason)
-    session.close_trackers({})
-    if code != ExitCode.STOPPED_NOT_SAVED:
-        summary = {"status": "FAILED", "step": session.step, "reason": reason}
-        write_json(session.rundir.summary, summary)
-
-
-def _event(rundir: RunDir, world: World, event: str, attempt: int, **values: Any) -> None:
-    if not world.is_main:
-        return
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    rundir.add_attempt_event(event=event, attempt=attempt, job_id=None, hosts=[world.host], time=now, **values)
+def _verdict(plan: Plan, world: World, stack: ExitStack) -> Verdict:
+    rundir = plan.rundir
+    try:
+        if world.size > 1:
+            forget(world, rundir)
+        rundir.path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(rundir.lock())
+        claim(plan)
+        if rundir.state() == "COMPLETED":
+            return _COMPLETED
+        with logging_to(rundir.log(0), visible=False):  # before the others hear of it: can it be written at all
+            pass
+    except OSError as error:
+        raise UserError(f"run directory {rundir.path}: {error.strerror or error}; choose launch.root=…") from error
+    return Verdict(attempt=1 + sum(event.get("event") == "start" for event in rundir.attempt_events()))

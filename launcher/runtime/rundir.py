@@ -97,6 +97,18 @@ class RunDir:
         """What rank ``rank`` said."""
         return self.path / "logs" / f"rank{rank}.log"
 
+    def rendezvous(self, incarnation: str) -> Path:
+        """Where rank 0 tells the other ranks of one start where to meet, or that there is nothing to do."""
+        return self._start(incarnation) / "rendezvous.json"
+
+    def failure(self, incarnation: str, rank: int) -> Path:
+        """Why rank ``rank`` of one start failed."""
+        return self._start(incarnation) / f"rank{rank}.failed.json"
+
+    def failures(self, incarnation: str) -> list[Path]:
+        """Every rank's reason that is there, in no order."""
+        return list(self._start(incarnation).glob("rank*.failed.json"))
+
     def failure_records(self) -> list[dict[str, Any]]:
         """What ranks wrote when they failed (rank, host, time, kind, message), oldest first, of all starts.
 
@@ -123,6 +135,9 @@ class RunDir:
         found = [(m, p) for p in self.checkpoints.iterdir() if (m := _CHECKPOINT.fullmatch(p.name))]
         found = [(m, p) for m, p in found if m["kind"] == kind]
         return [p for m, p in sorted(found, key=lambda f: (int(f[0]["step"]), int(f[0]["attempt"])), reverse=True)]
+
+    def _start(self, incarnation: str) -> Path:
+        return self.path / "attempts" / incarnation
 
     def lock(self) -> FileLock:
         """A lock that one training process of this run holds.

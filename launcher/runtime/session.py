@@ -26,7 +26,7 @@ import torch
 
 from launcher.runtime.checkpoints import Checkpoints, weights_sha256
 from launcher.runtime.console import Meter
-from launcher.runtime.distributed import any_rank, from_all_ranks
+from launcher.runtime.distributed import Agreement, from_all_ranks
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.settings import Settings
 from launcher.runtime.signals import StopFlag
@@ -65,6 +65,7 @@ class Session:
         self._settings = settings.checkpoint
         self._checkpoints = Checkpoints(rundir, settings.checkpoint, attempt)
         self._stop = stop
+        self._agreement = Agreement()
         self._meter = meter
         self._open_trackers = open_trackers
         self._trackers: list[Tracker] | None = None
@@ -101,8 +102,11 @@ class Session:
         return content
 
     def should_stop(self) -> bool:
-        """Whether to save and leave the loop after this step. All ranks get the same answer; call it once a step."""
-        self.stopping = self.stopping or any_rank(bool(self._stop), self.world.device)
+        """Whether to save and leave the loop after this step. All ranks get the same answer; call it once a step.
+
+        Among several ranks it comes a step after one of them was asked to stop: the step hides the question.
+        """
+        self.stopping = self.stopping or self._agreement.any_rank(bool(self._stop))
         return self.stopping
 
     def save(self, state: Mapping[str, Any], metric: float | None = None) -> None:
@@ -158,6 +162,7 @@ class Session:
 
     def finish(self, at_end: str) -> str | None:
         """Keep what a finished run keeps (``state``, ``weights`` or ``nothing``); returns the weights' SHA-256."""
+        self._agreement.close()
         model = self._state.get("model")
         if model is None:
             return None

@@ -71,6 +71,10 @@ class SweepDir:
         """Snapshots of the code, a folder for each content."""
         return self.path / "code"
 
+    def diff(self, code: str) -> Path:
+        """What was not committed in the snapshot ``code``, as ``git diff`` tells it."""
+        return self.code / f"{code}.diff"
+
     @property
     def job_logs(self) -> Path:
         """What jobs printed: ``<job>_<rank>_log.out`` and ``.err``, submitit's names."""

@@ -1,31 +1,124 @@
-"""The job's door."""
+"""A job's door: ``python -uP -m launcher.runtime.worker PLANS`` runs one of the plans in the file PLANS.
+
+PLANS holds a plan a line (JSON, ``Plan.to_json``), the line of an array's element 0 first. It knows neither Hydra nor
+submitit: what was composed is frozen in the plan. Nothing is printed but errors; the run's own log says the rest.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import signal
 import sys
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launcher.runtime.errors import guarded
+from launcher.runtime.errors import ExitCode, UserError, guarded
+from launcher.runtime.place import in_slurm_step
 from launcher.runtime.signals import StopFlag
-from launcher.runtime.world import set_defaults
+from launcher.runtime.world import array_element, set_defaults
 
-
-def _main() -> int:
-    set_defaults(os.environ)
-    stop = StopFlag()
-    stop.install()
-    from launcher.runtime.job import run_job
+if TYPE_CHECKING:
     from launcher.runtime.plan import Plan
 
-    el = (
-        int(sys.argv[sys.argv.index("--element") + 1])
-        if "--element" in sys.argv
-        else int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+LINGER_S = 900.0
+"""How long a job that has stopped waits for Slurm to end it: longer than any grace period that is in use."""
+_STOPPED = (ExitCode.STOPPED_SAVED, ExitCode.STOPPED_NOT_SAVED)
+
+
+def main() -> int:
+    """The door; returns its exit code (``launcher.runtime.errors.ExitCode``)."""
+    stop = StopFlag()
+    stop.install()  # before the seconds that importing torch takes
+    code = guarded(lambda: _work(_arguments(), stop))
+    if code in _STOPPED and _slurm_stopped(os.environ, stop):
+        linger(stop, LINGER_S)
+    if code not in (ExitCode.DONE, ExitCode.STOPPED_SAVED):
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)  # no goodbyes: closing a broken process group can wait for peers that are gone
+    return code
+
+
+def linger(stop: StopFlag, timeout_s: float) -> None:
+    """Wait for the end that Slurm has in mind, at most ``timeout_s``; a further SIGTERM ends the wait.
+
+    A job that ends by itself inside the grace period of a preemption counts as done and is not put back into the queue.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    if stop.terms > (stop.first == signal.SIGTERM):  # it came while the state was being saved
+        return
+    signal.sigtimedwait([signal.SIGTERM], timeout_s)
+
+
+def read_plan(path: Path, element: int) -> Plan:
+    """The plan on line ``element`` (from 0) of the file ``path``.
+
+    Raises:
+        UserError: there is no such file or line, or it holds no plan.
+    """
+    from launcher.runtime.plan import Plan
+
+    try:
+        with path.open("rb") as file:
+            line = next(islice(file, element, None), None) if element >= 0 else None
+    except OSError as error:
+        raise UserError(f"plans {path}: {error.strerror or error}; submit the sweep again") from None
+    if line is None:
+        raise UserError(f"plans {path}: has no line for element {element} (counted from 0)")
+    try:
+        return Plan.from_json(json.loads(line))
+    except (ValueError, TypeError):
+        what = f"plans {path}: line {element + 1} holds no plan: it is damaged, or another version's"
+        raise UserError(f"{what}; submit the sweep again") from None
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m launcher.runtime.worker", description="Run one plan of a file.")
+    parser.add_argument("plans", type=Path, metavar="PLANS", help="file of plans, one a line")
+    parser.add_argument("--element", type=int, help="which line, from 0 (default: SLURM_ARRAY_TASK_ID, or 0)")
+    parser.add_argument(
+        "--submission", metavar="TOKEN", help="do nothing if a file TOKEN.withdrawn stands beside PLANS"
     )
-    plan = Plan.from_json(json.loads(open(sys.argv[1]).read().splitlines()[el]))
-    return run_job(plan, os.environ, stop).code
+    return parser.parse_args()
+
+
+def _work(args: argparse.Namespace, stop: StopFlag) -> int:
+    if args.submission is not None:
+        _see_not_withdrawn(args.plans.parent, args.submission)
+    element = args.element if args.element is not None else array_element(os.environ)
+    plan = read_plan(args.plans, element or 0)
+    set_defaults(os.environ, plan.hardware.get("cpus_per_task"))
+
+    from launcher.runtime.job import run_job
+
+    try:
+        return run_job(plan, os.environ, stop, visible=False).code
+    finally:
+        stop.patient = True  # a signal from here on finds nothing to interrupt
+
+
+def _see_not_withdrawn(folder: Path, token: str) -> None:
+    if not token or token.startswith(".") or "/" in token:
+        raise UserError(f"--submission {token!r}: should be a plain name")
+    try:
+        with (folder / f"{token}.withdrawn").open("rb"):  # opened: NFS answers a mere question from its memory
+            pass
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{folder / token}.withdrawn: {error.strerror or error}") from None
+    raise UserError(f"submission {token} was withdrawn: this job does not run; submit the sweep again if you want it")
+
+
+def _slurm_stopped(env: Mapping[str, str], stop: StopFlag) -> bool:
+    """Whether it was Slurm that asked to stop, not somebody at the keyboard."""
+    return in_slurm_step(env) and "SUBMITIT_LOCAL_JOB_ID" not in env and stop.first in (signal.SIGTERM, signal.SIGUSR2)
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(_main))
+    sys.exit(main())

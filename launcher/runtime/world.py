@@ -7,22 +7,35 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from launcher.runtime.errors import UserError
+from launcher.runtime.place import job_id, number, place
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """One process among ``size``. Ranks are 0-based; ``device`` is ``cpu`` or ``cuda:<index>``."""
+    """One process among ``size``. Ranks and nodes are 0-based; ``device`` is ``cpu`` or ``cuda:<index>``."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    node_rank: int = 0
+    nodes: int = 1
     device: str = "cpu"
     micro_batch: int | None = None
     """Most samples that one forward pass may hold here; None: no limit."""
     source: str = "single"
-    """Who said so: ``torchrun`` or ``single`` (no launcher, one process)."""
+    """Who said so: ``slurm`` (a step of srun), ``submitit`` (a local queue), ``torchrun`` or ``single``."""
     host: str = ""
     """Name of this machine."""
+    job_id: str | None = None
+    """``<id>``, or ``<array id>_<element>``, of the job that this process belongs to; None outside of any."""
+    restarts: int = 0
+    """How often that job was put back into the queue before (SLURM_RESTART_COUNT)."""
+    incarnation: str = "single"
+    """A folder name that all ranks of one start share, and no other start has."""
+    node_name: str = ""
+    """What Slurm calls this node (SLURMD_NODENAME)."""
+    launch_address: str = ""
+    """Where Slurm says that the step was launched (SLURM_LAUNCH_NODE_IPADDR)."""
 
     @property
     def is_main(self) -> bool:
@@ -30,45 +43,91 @@ class World:
         return self.rank == 0
 
     @staticmethod
-    def from_env(env: Mapping[str, str], device: str, micro_batch: int | None = None) -> World:
-        """Read the world that torchrun describes (RANK, WORLD_SIZE, LOCAL_RANK), or a world of one.
+    def from_env(
+        env: Mapping[str, str], device: str, micro_batch: int | None = None, *, gpus: int | None = None
+    ) -> World:
+        """Read the world that torchrun, a local queue or a step of srun describes, or a world of one.
+
+        The innermost wins: torchrun, then the queue, then the step. A batch script or an ``salloc`` shell is no step:
+        one process, however many tasks its job asked for.
 
         Args:
             device: ``cpu`` or ``cuda``; on ``cuda`` the local rank chooses the GPU.
+            gpus: how many GPUs this process can see; None: not known, believe the local rank.
 
         Raises:
-            UserError: a variable is missing, no number, or contradicts another.
+            UserError: a variable is missing, no number, or contradicts another; there is no GPU for the local rank.
         """
-        host = socket.gethostname()
-        if "RANK" not in env and "WORLD_SIZE" not in env:
-            return World(device="cuda:0" if device == "cuda" else device, micro_batch=micro_batch, host=host)
-        rank, size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
-        local_rank = _number(env, "LOCAL_RANK")
-        if not 0 <= rank < size:
-            raise UserError(f"RANK={rank}: should be from 0 to WORLD_SIZE-1={size - 1}")
-        if not 0 <= local_rank < size:
-            raise UserError(f"LOCAL_RANK={local_rank}: should be from 0 to WORLD_SIZE-1={size - 1}")
+        found = place(env)
         return World(
-            rank=rank,
-            size=size,
-            local_rank=local_rank,
-            device=f"cuda:{local_rank}" if device == "cuda" else device,
+            device=_gpu(found["local_rank"], gpus) if device == "cuda" else device,
             micro_batch=micro_batch,
-            source="torchrun",
-            host=host,
+            host=socket.gethostname(),
+            restarts=number(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0,
+            node_name=env.get("SLURMD_NODENAME", ""),
+            launch_address=env.get("SLURM_LAUNCH_NODE_IPADDR", ""),
+            **{"job_id": job_id(env)} | found,
         )
 
+    def require_size(self, nodes: int | None, tasks_per_node: int | None) -> None:
+        """See that a job has the ranks that its plan asked for. None: the plan does not say.
 
-def set_defaults(env: MutableMapping[str, str]) -> None:
-    """Set, before torch is imported, what libraries of this process read from the environment; the user's own stays."""
+        Raises:
+            UserError: Slurm or the local queue started another number of tasks or nodes.
+        """
+        if self.source not in ("slurm", "submitit") or nodes is None or tasks_per_node is None:
+            return
+        wanted = nodes * tasks_per_node
+        if self.size != wanted or (self.source == "slurm" and self.nodes != nodes):
+            raise UserError(
+                f"{self.source} started {self.size} tasks on {self.nodes} nodes, but the plan asks for "
+                f"hardware.nodes={nodes} x hardware.tasks_per_node={tasks_per_node} = {wanted}: "
+                f"start it with --nodes={nodes} --ntasks-per-node={tasks_per_node}, or plan it anew"
+            )
+
+
+def set_defaults(env: MutableMapping[str, str], threads: int | None = None) -> None:
+    """Set, before torch is imported, what libraries of this process read from the environment; the user's own stays.
+
+    Args:
+        threads: how many threads a process computes with (``hardware.cpus_per_task``); None: the libraries decide.
+    """
     # Without it cuBLAS has no deterministic algorithms (cuBLAS manual, "Results reproducibility").
     env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if threads is not None:
+        env.setdefault("OMP_NUM_THREADS", str(threads))
 
 
-def _number(env: Mapping[str, str], name: str) -> int:
-    try:
-        return int(env[name])
-    except KeyError:
-        raise UserError(f"{name} is not set, but RANK or WORLD_SIZE is: set all three or none") from None
-    except ValueError:
-        raise UserError(f"{name}={env[name]!r}: should be a whole number") from None
+def set_interface(env: MutableMapping[str, str], given: str | None, found: str | None) -> None:
+    """Name the network interface that gloo and NCCL use, before a process group is made; the user's own stays.
+
+    Args:
+        given: what the site says; both obey it.
+        found: the interface by which rank 0 is reached. Gloo, which would ask for the address of the host's name
+            (often 127.0.1.1), takes it; NCCL finds its own.
+    """
+    if given:
+        env.setdefault("GLOO_SOCKET_IFNAME", given)
+        env.setdefault("NCCL_SOCKET_IFNAME", given)
+    elif found:
+        env.setdefault("GLOO_SOCKET_IFNAME", found)
+
+
+def array_element(env: Mapping[str, str]) -> int | None:
+    """Number of this element of a Slurm array, or None outside of one.
+
+    Raises:
+        UserError: it is no number.
+    """
+    return number(env, "SLURM_ARRAY_TASK_ID") if "SLURM_ARRAY_TASK_ID" in env else None
+
+
+def _gpu(local_rank: int, gpus: int | None) -> str:
+    if gpus == 1:  # bound to its task: each process sees its own as the first
+        return "cuda:0"
+    if gpus is not None and local_rank >= gpus:
+        raise UserError(
+            f"local rank {local_rank}: there is no GPU for it, {gpus} are visible; "
+            "ask for hardware.gpus_per_node=hardware.tasks_per_node, or use hardware=cpu"
+        )
+    return f"cuda:{local_rank}"

@@ -19,11 +19,13 @@ Client = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
-def slurm_installed() -> None:
-    """Skip without Slurm, MariaDB included."""
+def slurm_installed(pytestconfig: pytest.Config) -> None:
+    """Skip without Slurm, MariaDB included; with ``--require-slurm`` fail."""
     try:
         programs.require(accounting=True)
     except ClusterError as error:
+        if pytestconfig.getoption("require_slurm"):
+            pytest.fail(str(error), pytrace=False)
         pytest.skip(str(error))
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 
 import pytest
 
-from launcher.environment import environment
+from launcher.environment import environment, uncommitted
 from launcher.plan import make_plan, read_sections
 from launcher.runtime.errors import UserError
 from launcher.runtime.plan import Plan
@@ -102,5 +103,17 @@ def test_the_environment_names_python_packages_and_the_commit():
     assert found["packages"]["torch"] and re.fullmatch("[0-9a-f]{40}", found["git_sha"])
 
 
-def test_without_git_the_commit_is_unknown(tmp_path):
-    assert environment(tmp_path)["git_sha"] is None
+def test_the_commit_is_that_of_the_folder_where_the_command_was_typed(tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=u", "-c", "user.email=e"]
+    (tmp_path / "a.py").write_text("A = 1\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / "a.py").write_text("A = 2\n")
+    sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    found = environment(tmp_path)
+    assert found["git_sha"] == sha and re.fullmatch("[0-9a-f]{12}", found["diff_id"])
+    assert b"+A = 2" in uncommitted(tmp_path)
+
+
+def test_outside_of_git_the_commit_is_that_of_this_package(tmp_path):
+    assert environment(tmp_path)["git_sha"] == environment(REPOSITORY)["git_sha"]

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
 from omegaconf import DictConfig
 
 # Modules of ours are imported inside functions: Hydra scans this one for every --help.
@@ -111,30 +108,6 @@ class LocalLauncher(QueueLauncher):
     """``hydra/launcher=submitit_local``."""
 
 
-@dataclass
-class SlurmQueue(SlurmQueueConf):
-    """Every key of hydra-submitit-launcher; null: as ``hardware`` and ``site`` say."""
-
-    _target_: str = "hydra_plugins.seemore.SlurmLauncher"
-    submitit_folder: str | None = None
-    timeout_min: int | None = None
-    tasks_per_node: int | None = None
-    nodes: int | None = None
-    name: str | None = None
-
-
-@dataclass
-class LocalQueue(LocalQueueConf):
-    """The same for processes on this machine."""
-
-    _target_: str = "hydra_plugins.seemore.LocalLauncher"
-    submitit_folder: str | None = None
-    timeout_min: int | None = None
-    tasks_per_node: int | None = None
-    nodes: int | None = None
-    name: str | None = None
-
-
 class UserConfigs(SearchPathPlugin):
     """Lets a user keep files of config groups, ``site`` above all, in ``~/.config/seemore``."""
 
@@ -143,10 +116,3 @@ class UserConfigs(SearchPathPlugin):
         folder = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "seemore"
         if folder.is_dir():
             search_path.append(provider="seemore-user", path=f"file://{folder}")
-
-
-def register() -> None:
-    """Take over the names of hydra-submitit-launcher's options; after Hydra's scan, which would put them back."""
-    Plugins.instance()
-    for name, node in (("submitit_slurm", SlurmQueue), ("submitit_local", LocalQueue)):
-        ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider="seemore")

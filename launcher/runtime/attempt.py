@@ -1,0 +1,198 @@
+"""One attempt of a run: its process group, its session, its task, and what the run directory says of its end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from launcher.runtime.console import Meter
+from launcher.runtime.errors import ExitCode, UserError
+from launcher.runtime.failures import PeerLost, record_failure, told
+from launcher.runtime.files import write_json
+from launcher.runtime.plan import Plan, resolve_name
+from launcher.runtime.redaction import redacted
+from launcher.runtime.rendezvous import Meeting
+from launcher.runtime.signals import StopFlag
+from launcher.runtime.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended."""
+
+    state: str
+    """COMPLETED, or PREEMPTED where it was asked to stop."""
+    code: ExitCode
+    summary: dict[str, Any]
+
+
+def run_attempt(plan: Plan, world: World, stop: StopFlag, meter: Meter, meeting: Meeting) -> Outcome:
+    """Train as one rank of the attempt that ``meeting`` agreed on; whatever ends it is told in the run directory.
+
+    Raises:
+        UserError: the task refused its input, or another rank failed.
+        TrainingFailed: the training diverged.
+    """
+    from launcher.runtime.distributed import process_group
+
+    stop.patient = False  # until there is a step to save
+    now = _Attempt(plan, world, meeting.verdict.attempt)
+    try:
+        with process_group(world, meeting.store):
+            try:
+                return now.run(stop, meter)
+            except BaseException as error:
+                now.failed(error)  # told before the peers are let go of: they ask who was first
+                raise
+    except BaseException as error:
+        if now.outcome is not None and world.is_main:
+            log.warning("all is saved, but another rank left too early: %s", error)
+            return now.outcome
+        meant = now.failed(error)
+        if meant is error:
+            raise
+        raise meant from error
+    finally:
+        now.ended()
+
+
+class _Attempt:
+    """What is known of the attempt so far, for the record of its end."""
+
+    def __init__(self, plan: Plan, world: World, number: int) -> None:
+        self.outcome: Outcome | None = None
+        self._plan, self._world, self._number = plan, world, number
+        self._rundir = plan.rundir
+        self._session: Any = None
+        self._hosts = [world.host]
+        self._begun = False
+        self._error: BaseException | None = None
+        self._reason, self._code = "", ExitCode.BUG
+
+    def run(self, stop: StopFlag, meter: Meter) -> Outcome:
+        """From the start event to the summary."""
+        from launcher.runtime.distributed import from_all_ranks
+
+        started = time.monotonic()
+        self._hosts = list(dict.fromkeys(from_all_ranks(self._world.host)))
+        self._begin()
+        self._session = _session(self._plan, self._world, stop, meter, self._number)
+        if self._world.is_main:
+            self._session.write_status("RUNNING")
+        extra = resolve_name(self._plan.target)(self._session) or {}
+        self.outcome = _finish(self._plan, self._session, extra, time.monotonic() - started)
+        self._reason, self._code = self.outcome.state, self.outcome.code
+        return self.outcome
+
+    def failed(self, error: BaseException) -> BaseException:
+        """Record ``error``, once; returns what it means (see ``failures.told``)."""
+        if self._error is not None:
+            return self._error
+        meant = told(error, self._rundir, self._world) if isinstance(error, Exception) else error
+        self._error, self.outcome = meant, None
+        if isinstance(meant, UserError | KeyboardInterrupt):
+            self._code = getattr(meant, "code", ExitCode.STOPPED_NOT_SAVED)
+            self._reason = str(meant) or "interrupted"
+        else:
+            self._code, self._reason = ExitCode.BUG, f"{type(meant).__name__}: {meant}"
+            log.error("the task raised", exc_info=meant)
+        if isinstance(meant, PeerLost):
+            log.error("%s", meant)
+        if self._code != ExitCode.STOPPED_NOT_SAVED:
+            record_failure(self._rundir, self._world, self._number, meant, self._code)
+        return meant
+
+    def ended(self) -> None:
+        """Write how it ended, on rank 0."""
+        if not self._world.is_main:
+            return
+        self._begin()
+        step = self._session.step if self._session else 0
+        if self._error is not None:
+            self._write_failure(step)
+        self._event("end", step=step, reason=self._reason, code=int(self._code))
+
+    def _begin(self) -> None:
+        if self._begun or not self._world.is_main:
+            return
+        self._begun = True
+        self._rundir.summary.unlink(missing_ok=True)  # an earlier attempt's, which failed
+        self._event("start", step=None)
+
+    def _write_failure(self, step: int) -> None:
+        stopped = self._code == ExitCode.STOPPED_NOT_SAVED
+        state = "PREEMPTED" if stopped else "FAILED"
+        if self._session:
+            self._session.write_status(state, self._reason)
+            self._session.close_trackers({})
+        else:
+            self._rundir.write_status(state=state, step=step, heartbeat=time.time(), reason=self._reason)
+        if not stopped:
+            write_json(self._rundir.summary, {"status": "FAILED", "step": step, "reason": self._reason})
+
+    def _event(self, event: str, **values: Any) -> None:
+        self._rundir.add_attempt_event(
+            event=event,
+            attempt=self._number,
+            job_id=self._world.job_id,
+            hosts=self._hosts,
+            incarnation=self._world.incarnation,
+            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **values,
+        )
+
+
+def _session(plan: Plan, world: World, stop: StopFlag, meter: Meter, attempt: int) -> Any:
+    from launcher.runtime.session import Session
+    from launcher.runtime.trackers import Tracker, start_trackers
+
+    settings = plan.settings()
+
+    def open_trackers(step: int) -> list[Tracker]:
+        values = redacted(plan.config_values())
+        return start_trackers(settings.tracker, plan.rundir, values, redacted(plan.science), step)
+
+    return Session(
+        plan.config(),
+        world,
+        plan.rundir,
+        settings,
+        attempt=attempt,
+        stop=stop,
+        meter=meter,
+        open_trackers=open_trackers,
+    )
+
+
+def _finish(plan: Plan, session: Any, extra: Mapping[str, Any], wall_s: float) -> Outcome:
+    """Keep the weights, write the summary, close the trackers: the run is COMPLETED, or PREEMPTED and resumable."""
+    if session.stopping:
+        if session.world.is_main:
+            session.write_status("PREEMPTED", "stopped on request")
+            session.close_trackers({})
+        saved = session.saved_step == session.step
+        return Outcome("PREEMPTED", ExitCode.STOPPED_SAVED if saved else ExitCode.STOPPED_NOT_SAVED, {})
+    weights = session.finish(plan.settings().checkpoint.at_end or "state")
+    last = session.last
+    summary = {
+        "status": "COMPLETED",
+        "step": session.step,
+        "train_loss": last.get("train/loss"),
+        "val_loss": last.get("val/loss"),
+        "best_val_loss": session.best_metric,
+        "samples_per_s": last.get("train/samples_per_s"),
+        "weights_sha256": weights,
+        "wall_s": round(wall_s, 3),
+        **extra,
+    }
+    if session.world.is_main:
+        session.close_trackers(summary)
+        write_json(session.rundir.summary, summary)
+        session.write_status("COMPLETED")
+    return Outcome("COMPLETED", ExitCode.DONE, summary)

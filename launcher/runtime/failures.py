@@ -1,0 +1,85 @@
+"""Which rank of a start failed first, and of what: a small file from each that could still write one."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from launcher.runtime.errors import ExitCode, UserError
+from launcher.runtime.files import write_json
+from launcher.runtime.rundir import RunDir
+from launcher.runtime.world import World
+
+_LOST = ("Connection closed", "Connection reset", "Read error", "Write error", "Broken pipe", "Timed out", "NCCL")
+"""What gloo, NCCL and torch's store say of a peer that is gone."""
+_LOOK_S = 1.0
+"""How long to wait for the file of the rank that failed first: it writes it before it lets go of its peers."""
+
+
+class PeerLost(UserError):
+    """Another rank is gone; ``code`` is what that rank ended with where that is known, else TRAINING_FAILED."""
+
+    code = ExitCode.TRAINING_FAILED
+
+
+def record_failure(rundir: RunDir, world: World, attempt: int, error: BaseException, code: ExitCode) -> None:
+    """Write why this rank failed: rank, host, attempt, time (UTC), error's kind and message, exit code.
+
+    ``after_another`` is true where it only lost a peer. A disk that is full is passed over: ``error`` is what counts.
+    """
+    file = rundir.failure(world.incarnation, world.rank)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            file,
+            {
+                "rank": world.rank,
+                "host": world.host,
+                "attempt": attempt,
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "kind": type(error).__name__,
+                "message": str(error),
+                "code": int(code),
+                "after_another": isinstance(error, PeerLost),
+            },
+        )
+    except OSError:
+        return
+
+
+def first_failure(rundir: RunDir, incarnation: str) -> dict[str, Any] | None:
+    """The record of the rank that failed first of itself; of those that only lost a peer where there is no other."""
+    records = []
+    for file in rundir.failures(incarnation):
+        try:
+            records.append(json.loads(file.read_bytes()))
+        except (OSError, ValueError):  # torn by a crash
+            continue
+    return min(records, key=lambda r: (r["after_another"], r["time"], r["rank"]), default=None)
+
+
+def told(error: Exception, rundir: RunDir, world: World) -> Exception:
+    """``error``, or what it means where it only says that a peer is gone: a ``PeerLost`` naming the rank that failed.
+
+    A rank that was killed leaves no word; then the message says where to look.
+    """
+    if world.size == 1 or isinstance(error, UserError) or not _lost_a_peer(error):
+        return error
+    deadline = time.monotonic() + _LOOK_S
+    first = first_failure(rundir, world.incarnation)
+    while first is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        first = first_failure(rundir, world.incarnation)
+    if first is None:
+        reason = f"rank {world.rank} on {world.host} lost another rank, which left no word: it was killed, or its node "
+        return PeerLost(reason + f"is gone (out of memory? see {rundir.log(0).parent} and the job's own log)")
+    where = f"rank {first['rank']} on {first['host']}"
+    lost = PeerLost(f"{where} failed first: {first['kind']}: {first['message']}; see {rundir.log(first['rank'])}")
+    lost.code = ExitCode(first["code"])
+    return lost
+
+
+def _lost_a_peer(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
