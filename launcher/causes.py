@@ -58,24 +58,52 @@ _BY_WORDS: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
 _LONGEST = 200
 
 
-def cause_of(texts: Sequence[str], record: Mapping[str, Any] | None = None, slurm_state: str = "") -> Cause | None:
+_FIRST = re.compile(r"srun: error: (?P<host>[^\s:]+): tasks? (?P<rank>\d+)[\d,-]*: (?P<how>.+)")
+_THEN_ALL = "_step_signal: Terminating StepId"
+"""What srun says, with --kill-on-bad-exit, right after the first task that failed."""
+
+
+@dataclass(frozen=True)
+class FirstTask:
+    """The task that srun saw fail first: also one that was killed, and left no word itself."""
+
+    rank: int
+    host: str
+    how: str
+    """``Killed``, ``Exited with exit code 3``, …"""
+
+
+def first_task(printed: str) -> FirstTask | None:
+    """Read it from what srun printed; several starts may have printed there, and the newest counts."""
+    end = printed.rfind(_THEN_ALL)
+    found = list(_FIRST.finditer(printed[:end] if end >= 0 else printed))
+    return FirstTask(int(found[-1]["rank"]), found[-1]["host"], found[-1]["how"].strip()) if found else None
+
+
+def cause_of(
+    texts: Sequence[str], record: Mapping[str, Any] | None = None, slurm_state: str = "", how: str = ""
+) -> Cause | None:
     """The likeliest cause, or None where nothing tells.
 
     Args:
         texts: what was said at the end: reasons and logs, the most telling first.
         record: what the rank that failed first wrote: ``kind`` and ``message`` of its error.
         slurm_state: Slurm's state of the job.
+        how: how that rank ended in srun's words, where it wrote nothing.
     """
-    said = f"{record.get('kind')}: {record.get('message')}" if record else ""
+    said = f"{record.get('kind')}: {record.get('message')}" if record else how
     found = _in_words(said) if said else None
-    if found is not None and found.name != PEER.name:
+    consequence = (PEER.name, KILLED.name)  # of something else, or of nothing that can be seen
+    if found is not None and found.name not in consequence:
         return found
     if record and found is None:
         return _of_error(str(record.get("kind")), str(record.get("message") or ""))
     if slurm_state in _BY_SLURM:
         return _BY_SLURM[slurm_state]
     elsewhere = _in_words(*texts)
-    return elsewhere or found or _users(texts)
+    if found is not None and (elsewhere is None or elsewhere.name in consequence):
+        return found
+    return elsewhere or _users(texts)
 
 
 def _of_error(kind: str, message: str) -> Cause:

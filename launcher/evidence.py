@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.causes import Cause, cause_of
+from launcher.causes import Cause, FirstTask, cause_of, first_task
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sweepdir import Submission, SweepDir
 from launcher.states import RunState
@@ -24,8 +24,8 @@ class Evidence:
 
     rank: int
     host: str
-    record: Mapping[str, Any] | None
-    """What the rank that failed first wrote about it."""
+    failed: bool
+    """Whether that rank is known to have failed."""
     files: tuple[Path, ...]
     """Where that rank wrote, the most telling first; not all need exist."""
     cause: Cause | None
@@ -40,23 +40,38 @@ def gather(sweep: SweepDir, state: RunState, rank: int | None = None) -> Evidenc
     """The evidence of a run, of ``rank`` or of the rank that failed first (rank 0 where none did)."""
     rundir = sweep.run(state.run_id)
     record = first_failure(rundir, state.state)
-    if rank is not None and record is not None and record.get("rank") != rank:
-        record = next((r for r in _latest(rundir) if r.get("rank") == rank), None)
-    chosen = rank if rank is not None else _rank_of(record)
-    printed = job_files(sweep, state, chosen)
-    files = (rundir.log(chosen), *printed)
+    task = _first_task(sweep, state) if record is None or record.get("after_another") else None
+    if task is not None:
+        record = None
+    first = task.rank if task else _rank_of(record)
+    chosen = first if rank is None else rank
+    if chosen != first:
+        task, record = None, next((r for r in _latest(rundir) if r.get("rank") == rank), None)
+    files = (rundir.log(chosen), *job_files(sweep, state, chosen))
+    host = task.host if task else str((record or {}).get("host") or state.node)
     ended = state.state in ("FAILED", "STALLED", "PREEMPTED", "CANCELLED")
-    cause = _cause(state, record, rundir.log(chosen), [*printed, *job_files(sweep, state, 0)]) if ended else None
-    return Evidence(chosen, str((record or {}).get("host") or state.node), record, files, cause)
+    cause = _cause(state, record, task, [*files, *job_files(sweep, state, 0)]) if ended else None
+    return Evidence(chosen, host, record is not None or task is not None, files, cause)
 
 
-def _cause(state: RunState, record: Mapping[str, Any] | None, log: Path, printed: Sequence[Path]) -> Cause | None:
+def _first_task(sweep: SweepDir, state: RunState) -> FirstTask | None:
+    """What srun says of a run that failed; it prints where rank 0 does."""
+    if state.state != "FAILED":
+        return None
+    errors = (tail_of(file) for file in job_files(sweep, state, 0) if file.suffix == ".err")
+    return next((task for text in errors if (task := first_task(text))), None)
+
+
+def _cause(
+    state: RunState, record: Mapping[str, Any] | None, task: FirstTask | None, files: Sequence[Path]
+) -> Cause | None:
     if state.state == "CANCELLED":
         return Cause("cancelled", "the same command goes on")
     if state.state == "PREEMPTED" and record is None:
         return cause_of([], None, state.slurm) or Cause("stopped on request", "the same command goes on")
-    errors = [tail_of(file) for file in dict.fromkeys(printed) if file.suffix == ".err"]
-    return cause_of([state.reason, *errors, tail_of(log)], record, state.slurm)
+    # What was printed before what was logged: srun and our own one line for an error are there.
+    printed = [tail_of(file) for file in sorted(dict.fromkeys(files), key=lambda file: file.suffix != ".err")]
+    return cause_of([state.reason, *printed], record, state.slurm, task.how if task else "")
 
 
 def first_failure(rundir: RunDir, state: str) -> Mapping[str, Any] | None:

@@ -61,7 +61,7 @@ def _look(sweep: SweepDir, run_id: str, env: Mapping[str, str], say: bool = Fals
 
 def _tell(state: RunState, found: Evidence, file: Path | None) -> None:
     where = f" on {printable(found.host)}" if found.host else ""
-    failed = " failed first" if found.record else ""
+    failed = " failed first" if found.failed else ""
     reason = f": {printable(state.reason)}" if state.reason else ""
     print(f"{state.path} is {state.state}{reason}", file=sys.stderr)
     print(f"rank {found.rank}{where}{failed}: {file or 'no log yet'}", file=sys.stderr)
@@ -180,4 +180,4 @@ def _follow(sweep: SweepDir, state: RunState, found: Evidence, env: Mapping[str,
             if state.is_over:  # how it ended; the same rank is followed to its end
                 found = gather(sweep, state, found.rank)
             elif file is None:
-                found = gather(sweep, state, None if not found.record else found.rank)
+                found = gather(sweep, state, found.rank if found.failed else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,6 +113,21 @@ def test_a_followed_run_is_requeued_then_cancelled(user: User, client: Client):
     (after,) = user.rows("runs/long")
     assert (after["state"], after["attempts"]) == ("CANCELLED", 2)
     assert "no job of theirs" in user.module("launcher", "cancel", row["run_id"]).stderr
+
+
+def test_the_rank_that_was_killed_is_the_one_that_is_shown(user: User, cluster: Cluster):
+    (row,) = user.submit("wide", *LONG, "hardware.nodes=2")
+    log = user.begin("launcher", "logs", row["run_id"], "-f")
+    read_until(log, lambda line: "step " in line)
+    _, second = user.rows("runs/wide")[0]["node"].replace("n[1-2]", "n1,n2").split(",")
+    for process in cluster.processes():
+        if process.kind == "task" and process.node == second:
+            os.kill(process.pid, signal.SIGKILL)
+    _, err = log.communicate(timeout=60)
+    assert "is FAILED" in err
+    told = user.module("launcher", "logs", row["job_id"])
+    assert f"rank 1 on {second} failed first" in told.stderr and "cause: killed" in told.stderr
+    assert "logs/rank1.log" in told.stderr
 
 
 def test_an_array_that_never_began_is_seen_waiting_and_cancelled(user: User, client: Client):

@@ -59,7 +59,24 @@ def test_failures_of_an_earlier_start_do_not_count(sweep):
     sweep.failure("abc1", 1, "OSError", "[Errno 28] No space left on device")
     sweep.started("abc1", incarnation="12.r1", time="2026-11-22T04:00:00")
     sweep.status("abc1", "RUNNING")
-    assert (evidence(sweep).rank, evidence(sweep).record, evidence(sweep).cause) == (0, None, None)
+    assert (evidence(sweep).rank, evidence(sweep).failed, evidence(sweep).cause) == (0, False, None)
+
+
+@pytest.mark.parametrize(
+    ("more", "name"), [("", "killed"), ("slurmstepd: error: Detected 1 oom-kill event(s)\n", "out of memory")]
+)
+def test_a_rank_that_was_killed_and_left_no_word_is_found_by_what_srun_says(sweep, more, name):
+    sweep.status("abc1", "FAILED", "rank 0 lost another rank, which left no word")
+    sweep.failure("abc1", 0, "PeerLost", "rank 0 on n1 lost another rank", after_another=True)
+    srun = """srun: error: n1: task 0: Exited with exit code 75
+srun: launch/slurm: _step_signal: Terminating StepId=12.0
+srun: error: n2: task 1: Killed
+srun: launch/slurm: _step_signal: Terminating StepId=12.0
+srun: error: n1: task 0: Exited with exit code 3
+"""
+    write(sweep.dir.job_logs / "12_0_log.err", more + srun)
+    found = evidence(sweep)
+    assert (found.rank, found.host, found.failed, found.cause.name) == (1, "n2", True, name)
 
 
 def test_torn_records_and_none_at_all(sweep):
