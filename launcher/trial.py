@@ -185,10 +185,11 @@ class _Trial:
 
 def _said(folder: Path) -> str:
     try:
-        lines = _log(folder).read_text(errors="replace").splitlines()
+        lines = [line.strip() for line in _log(folder).read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    told = [line for line in lines if not line.startswith("srun:")] or lines  # srun says only that it failed
+    return told[-1] if told else ""
 
 
 def judge(results: Sequence[Mapping[str, Any]], wish: Wish) -> Iterator[Finding]:

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class User:
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.folder = folder
+        self.begun: list[subprocess.Popen[str]] = []
         self.env = os.environ | {
             "SLURM_CONF": str(cluster.slurm_conf), "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"
         }  # fmt: skip
@@ -45,9 +47,11 @@ class User:
     def begin(self, *words: str) -> subprocess.Popen[str]:
         """One command that goes on for a while."""
         pipe = subprocess.PIPE
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-u", "-m", *words], cwd=self.folder, env=self.env, stdout=pipe, stderr=pipe, text=True
         )
+        self.begun.append(process)
+        return process
 
     def rows(self, folder: str) -> list[dict[str, Any]]:
         """What status says."""
@@ -61,9 +65,13 @@ class User:
 
 
 @pytest.fixture(scope="module")
-def user(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> User:
+def user(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     """One user for all tests here: what has been rendered once need not be again."""
-    return User(cluster, tmp_path_factory.mktemp("user"))
+    made = User(cluster, tmp_path_factory.mktemp("user"))
+    yield made
+    for process in made.begun:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture
@@ -73,11 +81,16 @@ def client(cluster: Cluster, user: User) -> Client:
 
 
 def read_until(process: subprocess.Popen[str], wanted: Callable[[str], bool]) -> str:
-    """The first line of stdout that is wanted; fails where the process ends before."""
+    """The first line of stdout that is wanted; fails where the process ends before, or a minute passes."""
     assert process.stdout is not None
-    for line in process.stdout:
-        if wanted(line):
-            return line
+    late = threading.Timer(60, process.kill)
+    late.start()
+    try:
+        for line in process.stdout:
+            if wanted(line):
+                return line
+    finally:
+        late.cancel()
     raise AssertionError(f"it ended: {process.stderr.read() if process.stderr else ''}")
 
 
@@ -116,7 +129,7 @@ def test_a_followed_run_is_requeued_then_cancelled(user: User, client: Client):
 
 
 def test_the_rank_that_was_killed_is_the_one_that_is_shown(user: User, cluster: Cluster):
-    (row,) = user.submit("wide", *LONG, "hardware.nodes=2")
+    (row,) = user.submit("wide", *LONG, "hardware.nodes=2", "trainer.seed=7")
     log = user.begin("launcher", "logs", row["run_id"], "-f")
     read_until(log, lambda line: "step " in line)
     _, second = user.rows("runs/wide")[0]["node"].replace("n[1-2]", "n1,n2").split(",")
