@@ -77,6 +77,8 @@ def _hint(key: str) -> str:
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         group = key.partition(".")[0]
+        if group == "hydra":
+            return nearest(key, _launcher_keys())
         known = _keys([])
         for option in GlobalHydra.instance().config_loader().get_group_options(group):
             keys = _keys([f"{group}={option}"])
@@ -84,6 +86,12 @@ def _hint(key: str) -> str:
                 return f" here; {group}={option} has it"
             known |= keys
         return nearest(key, known)
+
+
+def _launcher_keys() -> set[str]:
+    """``hydra.launcher.*`` of the launcher that has most of them."""
+    config = compose(CONFIG_NAME, ["hydra/launcher=submitit_slurm"], return_hydra_config=True)
+    return {f"hydra.launcher.{key}" for key in config.hydra.launcher if key != "_target_"}
 
 
 def _keys(overrides: list[str]) -> set[str]:

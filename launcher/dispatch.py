@@ -53,22 +53,23 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
     if len(unique) < len(jobs):
         print(f"{len(jobs) - len(unique)} members learn the same as others: run once", file=sys.stderr)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
+    logs = _logs(sweep, members[0], cwd)
     if launch.dry_run:
         from launcher.dry_run import show
 
-        show(sweep, unique, snapshot, slurm)
+        show(sweep, unique, snapshot, slurm, logs)
         return [None] * len(jobs)
     metrics: Mapping[str, Any]
     if slurm is None:
         from launcher.local_queue import run_all
 
-        with sweep.locked():
-            _record(sweep, unique, snapshot, cwd)
-        metrics = run_all(sweep, unique, snapshot, launch.parallel, env)
+        with sweep.locked():  # to the end: another queue would take the same runs
+            _record(sweep, unique, snapshot, logs, cwd)
+            metrics = run_all(sweep, unique, snapshot, launch.parallel, env, logs)
         return [metrics.get(job.plan.run_id) for job in jobs]
     with sweep.locked() as lock:
-        _record(sweep, unique, snapshot, cwd)
-        receipts = {r.run_id: r for r in submit(sweep, unique, slurm, snapshot, lock, _logs(sweep, members[0], cwd))}
+        _record(sweep, unique, snapshot, logs, cwd)
+        receipts = {r.run_id: r for r in submit(sweep, unique, slurm, snapshot, lock, logs)}
     _say(sweep, unique, receipts, slurm)
     if launch.wait or values_needed:
         from launcher.waiting import wait_for
@@ -88,7 +89,14 @@ def _launch_config(members: Sequence[Member]) -> LaunchConfig:
 
 
 def _sweep_dir(launch: LaunchConfig, first: Member, cwd: Path) -> SweepDir:
-    return SweepDir(cwd / Path(launch.root).expanduser() / (launch.name or default_name(first.choices)))
+    return SweepDir(_absolute("launch.root", launch.root, cwd) / (launch.name or default_name(first.choices)))
+
+
+def _absolute(key: str, said: str, cwd: Path) -> Path:
+    try:
+        return cwd / Path(said).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key}={said}: {error}") from None
 
 
 def _job(member: Member, sweep: SweepDir, snapshot: Snapshot, cwd: Path, here: bool) -> Job:
@@ -103,7 +111,7 @@ def _slurm_conf(job: Job, cwd: Path) -> str | None:
     said = job.resources.site.slurm_conf
     if said is None:
         return None
-    path = cwd / Path(said).expanduser()
+    path = _absolute("site.slurm_conf", said, cwd)
     if not path.exists():
         raise UserError(f"site.slurm_conf={said}: there is no such file; is the cluster up? (python -m slurm up)")
     return str(path)
@@ -113,17 +121,18 @@ def _logs(sweep: SweepDir, first: Member, cwd: Path) -> Path:
     """Where jobs print to: ``hydra.launcher.submitit_folder`` up to the part that holds a job's number."""
     said = first.queue.get("submitit_folder")
     if said is None:
-        folder = sweep.job_logs
-    else:
-        parts = (cwd / Path(said).expanduser()).parts
-        numbered = next((i for i, part in enumerate(parts) if "%" in part), len(parts))
-        folder = Path(*parts[:numbered])
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+        return sweep.job_logs
+    parts = Path(said).parts
+    numbered = next((i for i, part in enumerate(parts) if "%" in part), len(parts))
+    return _absolute("hydra.launcher.submitit_folder", str(Path(*parts[:numbered])), cwd)
 
 
-def _record(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, cwd: Path) -> None:
+def _record(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, logs: Path, cwd: Path) -> None:
     """Write down everything that the jobs will need, and what was asked for."""
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{logs}: {error.strerror}; jobs print there (hydra.launcher.submitit_folder)") from error
     claim_folders(jobs)
     snapshot.write()
     if (diff := uncommitted(cwd)) and not sweep.diff(snapshot.id).exists():
@@ -147,8 +156,12 @@ def _say(sweep: SweepDir, jobs: Sequence[Job], receipts: Mapping[str, Receipt], 
             arrays = sorted({(r.job_id or "-").partition("_")[0] for r in found})
             print(f"{state:<10} {len(found)} runs: {', '.join(arrays[:_SHOWN])}")
     kept = sum(not r.new and r.state != "PLANNED" for r in receipts.values())
-    planned = sum(r.state == "PLANNED" for r in receipts.values())
+    planned = [r for r in receipts.values() if r.state == "PLANNED"]
     print(f"{len(new)} submitted, {kept} done or queued already: {sweep.path}", file=sys.stderr)
     if planned:
-        print(f"Slurm takes no more for now: {planned} stay PLANNED; the same command submits them", file=sys.stderr)
+        print(
+            f"Slurm takes no more for now, {len(planned)} stay PLANNED; the same command submits them "
+            f"({planned[0].reason})",
+            file=sys.stderr,
+        )
     print(f"follow them:  python -m launcher status {shlex.quote(str(sweep.path))}", file=sys.stderr)

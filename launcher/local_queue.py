@@ -15,7 +15,9 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from launcher.batch import WORKER
 from launcher.runtime.device import visible_gpus
@@ -28,6 +30,9 @@ from launcher.submit import Job
 
 _LINGER_S = 10.0
 """Seconds that ranks have to end by themselves after one of them failed."""
+_GRACE_S = 120.0
+"""Seconds that ranks have to save after their time was over; hydra-submitit-launcher's ``signal_delay_s``."""
+_STOPPED = (ExitCode.STOPPED_SAVED, ExitCode.STOPPED_NOT_SAVED)
 
 
 @dataclass
@@ -39,6 +44,8 @@ class _Running:
     gpus: list[str]
     deadline: float
     """``time.monotonic()`` at which it is asked to stop: its longest time is over."""
+    began: float = field(default_factory=time.time)
+    """Seconds since the epoch: what its files said before is an earlier attempt's word."""
     kill_at: float = float("inf")
     """When what still lives is killed."""
     asked: bool = False
@@ -53,11 +60,17 @@ class _Queue:
     """Runs in order, at most ``parallel`` at a time, each with its own GPUs."""
 
     def __init__(
-        self, sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, parallel: int, env: Mapping[str, str]
+        self,
+        sweep: SweepDir,
+        jobs: Sequence[Job],
+        snapshot: Snapshot,
+        parallel: int,
+        env: Mapping[str, str],
+        logs: Path,
     ) -> None:
         self.codes: dict[str, ExitCode | int] = {}
         self._sweep, self._jobs, self._snapshot, self._parallel = sweep, list(jobs), snapshot, parallel
-        self._env = env
+        self._env, self._logs = env, logs
         self._free_gpus = visible_gpus(env)
         self._token = f"local-{uuid.uuid4().hex[:12]}"
         self._running: list[_Running] = []
@@ -80,11 +93,11 @@ class _Queue:
     def _may_start(self) -> bool:
         if self._next >= len(self._jobs) or len(self._running) >= self._parallel:
             return False
-        return self._jobs[self._next].resources.gpus <= len(self._free_gpus)
+        return _gpus(self._jobs[self._next]) <= len(self._free_gpus)
 
     def _start(self, index: int) -> None:
         job = self._jobs[index]
-        gpus = [self._free_gpus.pop(0) for _ in range(job.resources.gpus)]
+        gpus = [self._free_gpus.pop(0) for _ in range(_gpus(job))]
         hardware = job.resources.hardware
         threads = hardware.cpus_per_task or max(1, _cores() // (hardware.tasks_per_node * self._parallel))
         env = dict(self._env) | {
@@ -100,22 +113,26 @@ class _Queue:
         minutes = job.resources.hardware.time_min
         deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
         self._running.append(_Running(job, ranks, gpus, deadline))
-        print(f"[{index + 1}/{len(self._jobs)}] started {_title(job)}", file=sys.stderr, flush=True)
+        _say(f"[{index + 1}/{len(self._jobs)}] started {_title(job)}")
 
     def _start_rank(self, env: Mapping[str, str], index: int, rank: int, job: Job) -> subprocess.Popen[bytes]:
         python = job.resources.site.python
         words = [*(shlex.split(python) if python else [sys.executable]), "-uP", "-m", WORKER]
         words += [str(self._sweep.plans(self._token)), "--element", str(index)]
         place = {"SUBMITIT_LOCAL_GLOBALID": str(rank), "SUBMITIT_LOCAL_LOCALID": str(rank)}
-        folder = self._sweep.job_logs
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"{self._token}_{index}_{rank}_log"
-        with (folder / f"{name}.out").open("ab") as out, (folder / f"{name}.err").open("ab") as err:
-            # In a process group of its own: Ctrl-C reaches us, and we pass on one signal to each rank.
-            return subprocess.Popen(
-                words, env={**env, **place}, cwd=self._snapshot.cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                process_group=0,
-            )  # fmt: skip
+        joined = bool(job.resources.queue.get("stderr_to_stdout"))
+        with ExitStack() as stack:
+            out = stack.enter_context((self._logs / f"{name}.out").open("ab"))
+            err = out if joined else stack.enter_context((self._logs / f"{name}.err").open("ab"))
+            try:
+                # In a process group of its own: Ctrl-C reaches us, and we pass on one signal to each rank.
+                return subprocess.Popen(
+                    words, env={**env, **place}, cwd=self._snapshot.cwd, stdin=subprocess.DEVNULL, stdout=out,
+                    stderr=err, process_group=0,
+                )  # fmt: skip
+            except (FileNotFoundError, PermissionError) as error:
+                raise UserError(f"site.python={python}: {error.strerror}") from None
 
     def _wait(self, stop: StopFlag) -> None:
         """Until a rank ends, or something may be due."""
@@ -139,8 +156,10 @@ class _Queue:
             if (stop or now >= running.deadline) and not running.asked:
                 running.asked = True
                 running.signal(signal.SIGTERM)
-            if any(codes) and running.kill_at == float("inf"):  # one failed: the others wait for it in vain
-                running.kill_at = now + _LINGER_S
+                running.kill_at = float("inf") if stop else now + _GRACE_S
+            failed = any(code and code not in _STOPPED for code in codes)
+            if failed:  # the others wait for it in vain
+                running.kill_at = min(running.kill_at, now + _LINGER_S)
             if now >= running.kill_at:
                 running.signal(signal.SIGKILL)
 
@@ -149,21 +168,24 @@ class _Queue:
         self._free_gpus += running.gpus
         rundir = running.job.plan.rundir
         code = _worst(codes)
-        if code != ExitCode.DONE:
-            _close_status(rundir, codes)
+        if running.asked and code == 128 + signal.SIGTERM:  # it had not even begun
+            code = ExitCode.STOPPED_SAVED
+        if code != ExitCode.DONE and not rundir.is_locked():  # locked: another command trains it
+            _close_status(rundir, code, codes, running.began)
         self.codes[rundir.path.name] = code
         status = rundir.read(rundir.status) or {}
         state, reason = str(status.get("state") or "FAILED"), str(status.get("reason") or "")
-        print(f"{state}: {_title(running.job)}{': ' + reason if reason else ''}", file=sys.stderr, flush=True)
+        _say(f"{state}: {_title(running.job)}{': ' + reason if reason else ''}")
 
 
 def run_all(
-    sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, parallel: int | None, env: Mapping[str, str]
+    sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, parallel: int | None, env: Mapping[str, str], logs: Path
 ) -> dict[str, float]:
     """Run those of ``jobs`` that are not done, and wait for them; returns the metric of each by run_id.
 
     Args:
         parallel: most at a time; None: one for each set of GPUs, or as the cores allow.
+        logs: folder of what ranks print.
 
     Raises:
         UserError: a job needs more than this machine has.
@@ -177,8 +199,8 @@ def run_all(
     todo = [job for job in jobs if job not in done]
     if todo:
         stop = StopFlag()
-        stop.install()
-        queue = _Queue(sweep, todo, snapshot, parallel or _default_parallel(todo), env)
+        stop.install(hang_up=True)
+        queue = _Queue(sweep, todo, snapshot, parallel or _default_parallel(todo), env, logs)
         queue.run(stop)
         _tell(sweep, todo, queue.codes)
     return {job.plan.run_id: job.plan.rundir.metric() for job in jobs}
@@ -187,9 +209,12 @@ def run_all(
 def _require_room(job: Job, env: Mapping[str, str]) -> None:
     if job.resources.hardware.nodes > 1:
         raise UserError(f"hardware.nodes={job.resources.hardware.nodes}: this machine is one node (allowed: 1)")
-    gpus = len(visible_gpus(env)) if job.resources.hardware.device == "cuda" else 0
-    if job.resources.gpus > gpus and job.resources.hardware.device == "cuda":
-        raise UserError(f"hardware.gpus_per_node={job.resources.gpus}: this machine shows {gpus} GPUs")
+    if (wanted := _gpus(job)) > (gpus := len(visible_gpus(env)) if wanted else 0):
+        raise UserError(f"hardware.gpus_per_node={wanted}: this machine shows {gpus} GPUs")
+
+
+def _gpus(job: Job) -> int:
+    return job.resources.gpus if job.resources.hardware.device == "cuda" else 0
 
 
 def _default_parallel(jobs: Sequence[Job]) -> int:
@@ -198,6 +223,12 @@ def _default_parallel(jobs: Sequence[Job]) -> int:
     hardware = [job.resources.hardware for job in jobs]
     most = max(h.tasks_per_node * (h.cpus_per_task or _cores()) for h in hardware)
     return max(1, _cores() // most)
+
+
+def _say(text: str) -> None:
+    """On stderr; nobody need be there to read it: a closed terminal or ``| head`` must not end the runs."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _cores() -> int:
@@ -216,33 +247,37 @@ def _worst(codes: Sequence[int]) -> ExitCode | int:
     """The code that says most: a failure of its own before one that followed from it, being killed last."""
     own = [code for code in codes if code > 0]
     if own:
-        return min(own, key=lambda code: (code in (ExitCode.STOPPED_SAVED, ExitCode.STOPPED_NOT_SAVED), code))
+        return min(own, key=lambda code: (code in _STOPPED, code))
     return 128 - min(codes) if min(codes) < 0 else ExitCode.DONE
 
 
-def _close_status(rundir: RunDir, codes: Sequence[int]) -> None:
-    """Say FAILED for ranks that could not say it themselves."""
+def _close_status(rundir: RunDir, code: int, codes: Sequence[int], began: float) -> None:
+    """Say how a run ended whose ranks could not say it themselves."""
     status = rundir.read(rundir.status) or {}
-    if status.get("state") in ("FAILED", "PREEMPTED", "COMPLETED"):
+    is_new = float(status.get("heartbeat") or 0) >= began
+    if is_new and status.get("state") in ("FAILED", "PREEMPTED", "COMPLETED"):
         return
-    ended = {rank: code for rank, code in enumerate(codes) if code}
-    words = [
-        f"rank {r} ended by {signal.Signals(-c).name}" if c < 0 else f"rank {r}: code {c}" for r, c in ended.items()
-    ]
-    rundir.path.mkdir(parents=True, exist_ok=True)
-    rundir.write_status(**(status | {"state": "FAILED", "reason": ", ".join(words)}))
+    state, reason = "PREEMPTED", "stopped before its first step"
+    if code not in _STOPPED:
+        ended = {rank: code for rank, code in enumerate(codes) if code}
+        words = [
+            f"rank {r}: code {c}" if c > 0 else f"rank {r} ended by {signal.Signals(-c).name}" for r, c in ended.items()
+        ]
+        state, reason = "FAILED", ", ".join(words)
+    elif status.get("state"):  # an earlier attempt's word on where it stands still holds
+        state, reason = "PREEMPTED", "stopped on request"
+    rundir.write_status(**(status | {"state": state, "reason": reason, "heartbeat": time.time()}))
 
 
 def _tell(sweep: SweepDir, jobs: Sequence[Job], codes: Mapping[str, int]) -> None:
     """Raise what the worst of the runs asks for; say where results are."""
     print(f"{sum(code == 0 for code in codes.values())} of {len(jobs)} runs COMPLETED: {sweep.path}")
     bad = {run: code for run, code in codes.items() if code != ExitCode.DONE}
-    stopped = (ExitCode.STOPPED_SAVED, ExitCode.STOPPED_NOT_SAVED)
-    failed = [run for run, code in bad.items() if code not in stopped]
+    failed = [run for run, code in bad.items() if code not in _STOPPED]
     if failed:
         rundir = sweep.run(failed[0])
         reason = (rundir.read(rundir.status) or {}).get("reason", "")
-        known = [code for code in bad.values() if code in tuple(ExitCode)]
+        known = [bad[run] for run in failed if bad[run] in tuple(ExitCode)]
         words = f"{len(failed)} of {len(jobs)} runs failed; {rundir.path}: {reason}"
         raise RunsNotDone(words, ExitCode(max(known, default=1)))
     left = len(jobs) - len(codes)

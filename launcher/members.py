@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -23,10 +24,12 @@ from launcher.plan import read_sections
 from launcher.runtime.errors import UserError
 from launcher.runtime.sections import flat
 
-_OTHER_KEY = re.compile(r"\$\{(?!hydra\.)[^:}]*\}")
-"""An interpolation that reads another key: ``${optim.lr}``, not ``${oc.env:HOME}`` or ``${hydra.sweep.dir}``."""
+_OTHER_KEY = re.compile(r"\$\{(?!oc\.env:)")
+"""An interpolation that may read another key: ``${optim.lr}``, ``${oc.select:optim.lr}``, or all overrides as
+``${hydra.job.override_dirname}`` does. ``${oc.env:HOME}`` alone cannot."""
+_MISSING = "???"
 _MANY = 20
-"""After so many different problems nobody reads on."""
+"""After so many different problems nobody reads on; after so many that Hydra finds nobody waits for more of them."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Composer:
         self._loader = loader
         self._master = master
         self._leaves = _leaves(master)
-        self._stems: dict[tuple[str, ...], _Stem] = {}
+        self._stems: dict[tuple[str, ...], _Stem | None] = {}
 
     def compose(self, overrides: Sequence[str]) -> Member:
         """The member with ``overrides``, as Hydra composes it.
@@ -76,10 +79,11 @@ class Composer:
         rest: list[Override] = []
         for override in map(_parse, overrides):
             (plain_ones if self._is_plain(override) else rest).append(override)
-        if any(isinstance(o.value(), dict) for o in rest):  # they may hold one of the keys: the order matters
+        keys = {o.key_or_group for o in plain_ones}
+        if any(_meets(o, key) for o in rest for key in keys):  # then their order matters
             return self._by_hydra(overrides)
         stem = self._stem(tuple(str(o.input_line) for o in rest))
-        if stem.entangled or any(o.key_or_group not in stem.leaves for o in plain_ones):
+        if stem is None or stem.entangled or not keys <= stem.leaves:
             return self._by_hydra(overrides)
         values = _copy(stem.member.values)
         for override in plain_ones:
@@ -88,7 +92,7 @@ class Composer:
 
     def _is_plain(self, override: Override) -> bool:
         value = override.value()
-        is_text = isinstance(value, str) and "${" not in value
+        is_text = isinstance(value, str) and "${" not in value and value != _MISSING
         return (
             override.type == OverrideType.CHANGE
             and override.package is None
@@ -96,10 +100,13 @@ class Composer:
             and (value is None or is_text or isinstance(value, bool | int | float))
         )
 
-    def _stem(self, overrides: tuple[str, ...]) -> _Stem:
+    def _stem(self, overrides: tuple[str, ...]) -> _Stem | None:
+        """None: these alone make no config; with the plain values, one of which may be missing, they may."""
         if overrides not in self._stems:
-            config = self._load(overrides)
-            self._stems[overrides] = _Stem(member_of(config, overrides), _leaves(config), _entangled(config))
+            self._stems[overrides] = None
+            with suppress(UserError, *COMPOSITION_ERRORS):
+                config = self._load(overrides)
+                self._stems[overrides] = _Stem(member_of(config, overrides), _leaves(config), _entangled(config))
         return self._stems[overrides]
 
     def _by_hydra(self, overrides: Sequence[str]) -> Member:
@@ -130,6 +137,8 @@ def complete_members(grid: Sequence[Sequence[str]], varying: Sequence[str], comp
         UserError: the members that do not fit, all in one line; or their launchers differ.
     """
     problems: dict[str, int] = {}
+    hydras: dict[str, str] = {}
+    composing = 0
     members: list[Member] = []
     for overrides in grid:
         try:
@@ -137,10 +146,13 @@ def complete_members(grid: Sequence[Sequence[str]], varying: Sequence[str], comp
             read_sections(member.values)
             members.append(_completed(member, varying))
         except COMPOSITION_ERRORS as error:
-            _count(problems, told(error))
+            composing += 1
+            if str(error) not in hydras:
+                hydras[str(error)] = told(error)
+            _count(problems, hydras[str(error)])
         except UserError as error:
             _count(problems, str(error))
-        if len(problems) > _MANY:
+        if len(problems) > _MANY or composing > _MANY:
             raise UserError("; ".join(problems) + "; and more")
     if problems:
         raise UserError("; ".join(problems) + f" ({sum(problems.values())} of {len(grid)} members)")
@@ -191,6 +203,13 @@ def _count(problems: dict[str, int], problem: str) -> None:
 @cache
 def _parse(text: str) -> Override:
     return OverridesParser.create().parse_override(text)
+
+
+def _meets(override: Override, key: str) -> bool:
+    """Whether ``override`` may give the plain ``key`` a value too."""
+    other = override.key_or_group
+    above = key.startswith(other + ".") and isinstance(override.value(), dict)
+    return other == key or other.startswith(key + ".") or above
 
 
 def _leaves(config: DictConfig) -> frozenset[str]:

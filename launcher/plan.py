@@ -41,10 +41,10 @@ def read_sections(values: Mapping[str, Any]) -> Sections:
     Raises:
         UserError: names each key that does not fit.
     """
-    task = parse(TaskConfig, _section(values, "task"))
-    launch = parse(LaunchConfig, _section(values, "launch"))
-    hardware = parse(HardwareConfig, _section(values, "hardware"))
-    site = parse(SiteConfig, _section(values, "site"))
+    task = parse(TaskConfig, _section(values, "task"), "task")
+    launch = parse(LaunchConfig, _section(values, "launch"), "launch")
+    hardware = parse(HardwareConfig, _section(values, "hardware"), "hardware")
+    site = parse(SiteConfig, _section(values, "site"), "site")
     settings = parse(Settings, {f.name: _section(values, f.name) for f in dataclasses.fields(Settings)})
     schema = resolve_name(task.schema)
     if not (isinstance(schema, type) and dataclasses.is_dataclass(schema)):
@@ -95,7 +95,7 @@ def make_queued_plan(
         hardware = dataclasses.replace(hardware, device=resolve_device(hardware.device))
         if hardware.device == "cuda" and not hardware.gpus_per_node and not queue.get("gpus_per_node"):
             hardware = dataclasses.replace(hardware, gpus_per_node=hardware.tasks_per_node)
-    resources = resources_of(hardware, sections.site, queue)
+    resources = resources_of(hardware, sections.site, queue, here=here)
     device = resources.hardware.device
     bf16 = sections.site.bf16 if device == "cuda" and not here else has_bf16(device)
     facts = Facts(cwd=cwd, device=device, bf16=bf16)

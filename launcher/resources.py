@@ -21,6 +21,8 @@ _FROM_HARDWARE = {
     "cpus_per_task": "cpus_per_task", "mem_gb": "mem_gb", "timeout_min": "time_min",
 }  # fmt: skip
 _FROM_SITE = ("partition", "account", "qos", "constraint")
+_GRES_GPUS = re.compile(r"\bgpu(?::[A-Za-z_][^:,]*)?(?::(\d+))?\b")
+"""``gpu``, ``gpu:2`` or ``gpu:a100:2`` among generic resources."""
 _NOT_OF_A_JOB = ("_target_", "submitit_folder", "max_num_timeout")
 _NAMED_OTHERWISE = {
     "nodes": "use hydra.launcher.nodes", "ntasks-per-node": "use hydra.launcher.tasks_per_node",
@@ -54,19 +56,23 @@ class Resources:
         per_task = self.queue.get("gpus_per_task")
         if per_task:
             return int(per_task) * self.hardware.nodes * self.hardware.tasks_per_node
-        return (self.hardware.gpus_per_node or 0) * self.hardware.nodes
+        from_gres = sum(int(n or 1) for n in _GRES_GPUS.findall(str(self.queue.get("gres", ""))))
+        return (self.hardware.gpus_per_node or from_gres) * self.hardware.nodes
 
     @property
     def minutes(self) -> int:
-        """Longest time of one job."""
+        """Longest time of one job that Slurm runs."""
         return int(self.queue["timeout_min"])
 
 
-def resources_of(hardware: HardwareConfig, site: SiteConfig, queue: Mapping[str, Any]) -> Resources:
+def resources_of(
+    hardware: HardwareConfig, site: SiteConfig, queue: Mapping[str, Any], *, here: bool = False
+) -> Resources:
     """Join what the three say.
 
     Args:
         queue: ``hydra.launcher.*`` with the keys of hydra-submitit-launcher; None: not said there.
+        here: the job runs on this machine, where it has as much time as it takes unless somebody says otherwise.
 
     Raises:
         UserError: an option of ``additional_parameters`` that sbatch cannot have or that is not the user's to set; a
@@ -76,7 +82,8 @@ def resources_of(hardware: HardwareConfig, site: SiteConfig, queue: Mapping[str,
     from_hardware = {key: getattr(hardware, field) for key, field in _FROM_HARDWARE.items()}
     from_site = {key: getattr(site, key) for key in _FROM_SITE}
     joined = {key: v for key, v in (from_hardware | from_site).items() if v is not None} | said
-    joined.setdefault("timeout_min", DEFAULT_TIME_MIN)
+    if not here:
+        joined.setdefault("timeout_min", DEFAULT_TIME_MIN)
     _check(joined)
     settled: dict[str, Any] = {field: joined.get(key) for key, field in _FROM_HARDWARE.items()}
     asks_for_gpus = _asks_for_gpus(joined)
@@ -110,8 +117,9 @@ def _check(queue: Mapping[str, Any]) -> None:
         where = f"hydra.launcher.additional_parameters.{key}"
         if not _OPTION.fullmatch(option):
             raise UserError(f"{where!r}: is no option of sbatch (allowed: letters, digits and '-', e.g. mail-user)")
-        if option in _NAMED_OTHERWISE:
-            raise UserError(f"{where}: cannot be set here; {_NAMED_OTHERWISE[option]}")
+        # Shorter ones too: sbatch takes --arr for --array.
+        if named := next((name for name in _NAMED_OTHERWISE if name.startswith(option)), None):
+            raise UserError(f"{where}: cannot be set here; {_NAMED_OTHERWISE[named]}")
         _require_one_line(where, str(value))
 
 

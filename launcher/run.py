@@ -38,20 +38,21 @@ def _main() -> int:
     set_defaults(os.environ)
     stop = StopFlag()
     stop.install()
-    composed: list[Member] = []
+    stop.patient = False  # while nothing is there to be saved
+    composed: list[DictConfig] = []
     codes: list[int] = []
     left_out: list[int] = []
 
     def on_config(config: DictConfig) -> float | None:
         chosen = HydraConfig.get()
         if chosen.mode != RunMode.MULTIRUN:  # launched after Hydra has returned: its wrapping shows in no traceback
-            composed.append(_member(config))
+            composed.append(_whole(config))
             return None
         if stop:
             left_out.append(chosen.job.num)
             return float("nan")
         try:
-            outcome = _train(_member(config), stop)
+            outcome = _train(_member(_whole(config)), stop)
         except UserError as error:  # the others still run
             say_error(error)
             codes.append(error.code)
@@ -60,7 +61,7 @@ def _main() -> int:
         return metric_of(outcome.summary)
 
     _compose(on_config)
-    codes += [_launch(member, stop) for member in composed]
+    codes += [_launch(_member(config), stop) for config in composed]
     if left_out:
         print(f"stopped: {len(left_out)} members did not run; the same command goes on", file=sys.stderr)
         codes.append(ExitCode.STOPPED_SAVED)
@@ -83,14 +84,21 @@ def _compose(on_config: Any) -> None:
             raise UserError(told(error)) from None
 
 
-def _member(config: DictConfig) -> Member:
+def _whole(config: DictConfig) -> DictConfig:
     """What Hydra composed, its own section put back: values of ``hydra.launcher`` may refer to others."""
+    with open_dict(config):
+        config.hydra = HydraConfig.get()
+    return config
+
+
+def _member(config: DictConfig) -> Member:
+    from launcher.compose import COMPOSITION_ERRORS, told
     from launcher.members import member_of
 
-    hydras = HydraConfig.get()
-    with open_dict(config):
-        config.hydra = hydras
-    return member_of(config, list(hydras.overrides.task))
+    try:
+        return member_of(config, list(config.hydra.overrides.task))
+    except COMPOSITION_ERRORS as error:
+        raise UserError(told(error)) from None
 
 
 def _launch(member: Member, stop: StopFlag) -> int:
@@ -108,6 +116,7 @@ def _train(member: Member, stop: StopFlag) -> Outcome:
     from launcher.plan import make_plan
     from launcher.runtime.job import Outcome, run_job
 
+    stop.patient = True
     plan = make_plan(member.values, default_name=default_name(member.choices), cwd=Path.cwd())
     if member.values["launch"]["dry_run"]:
         print(f"would train here: {plan.rundir.path}  {' '.join(member.overrides)}".rstrip())

@@ -131,7 +131,9 @@ class Slurm:
         self.slurm_conf = env.get("SLURM_CONF") or slurm_conf
         self._env = dict(env) | ({"SLURM_CONF": self.slurm_conf} if self.slurm_conf else {})
         # Inside a job these would stand for options that the new job was not given (sbatch(1), INPUT ENVIRONMENT).
-        for name in [n for n in self._env if n.startswith(("SBATCH_", "SLURM_")) and n != "SLURM_CONF"]:
+        # And a user's own filters would hide jobs from us (squeue(1), sacct(1), ENVIRONMENT VARIABLES).
+        ours = ("SBATCH_", "SLURM_", "SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_")
+        for name in [n for n in self._env if n.startswith(ours) and n != "SLURM_CONF"]:
             del self._env[name]
         self._env["SLURM_BITSTR_LEN"] = "0"  # or the elements of an array are cut to 64 letters (sacct(1))
 
@@ -215,9 +217,12 @@ class Slurm:
         return {element: state for job_id, state in found for element in elements(job_id)}
 
     def submitted_as(self, script: Path) -> str | None:
-        """Id of the job whose batch script is ``script``, from the queue or, with accounting, from the past."""
+        """Id of the job whose batch script is ``script``, from the queue or, with accounting, from the past.
+
+        By the file's name, which is used once: folders on the way to it may be links, or quoted in a command line.
+        """
         for job in self.queue().values():
-            if job.command == str(script):
+            if script.name in job.command:
                 return job.job_id.partition("_")[0]
         try:
             words = ("--allocations", "--noheader", "--parsable2", "--starttime=now-30days")
@@ -227,7 +232,7 @@ class Slurm:
                 return None
             raise
         lines = (line.partition("|") for line in past.splitlines())
-        return next((job_id for job_id, _, line in lines if line.split()[-1:] == [str(script)]), None)
+        return next((job_id for job_id, _, line in lines if script.name in line and "--test-only" not in line), None)
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         """``scancel`` all of ``job_ids`` in one call; those that ended already do not matter."""

@@ -2,6 +2,8 @@
 
 The copy holds the git worktree in which the command was typed: tracked files as they are now and untracked ones, not
 what git ignores. Packages that jobs import from elsewhere (this one, where it was installed) are copied beside them.
+A link inside stays a link, a small file elsewhere that a link leads to is copied, a link to a folder elsewhere leads
+there still.
 """
 
 from __future__ import annotations
@@ -41,17 +43,32 @@ class Snapshot:
     """The copy of the folder in which the command was typed; that folder itself where it is in no worktree."""
     copies: Mapping[str, Path] = field(repr=False)
     """Names in the copy, and the files that they are copied from."""
+    links: Mapping[str, str] = field(repr=False)
+    """Names in the copy that are symbolic links, and what stands in those."""
 
     def write(self) -> None:
-        """Copy aside, make read-only, rename: a snapshot is there whole or not at all, and once for each content."""
+        """Copy aside, make read-only, rename: a snapshot is there whole or not at all, and once for each content.
+
+        Raises:
+            UserError: a file was changed since its content was read.
+        """
         if self.path.exists():
             return
         aside = self.path.with_name(f".{self.id}.{os.getpid()}.tmp")
         try:
             for name, source in self.copies.items():
                 _copy(source, aside / name)
+            for name, target in self.links.items():
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                (aside / name).symlink_to(target)
             aside.mkdir(parents=True, exist_ok=True)
+            if _content_id({name: aside / name for name in self.copies}, self.links) != self.id:
+                raise UserError("files of the code were changed while they were copied; the same command copies anew")
             aside.rename(self.path)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{error.filename}: is gone since its content was read; give the same command again"
+            ) from None
         except OSError:
             if not self.path.exists():  # somebody else has just made the same one
                 raise
@@ -70,16 +87,21 @@ def take_snapshot(into: Path, cwd: Path, packages: Iterable[str], leave_out: Pat
         UserError: an untracked file is too large, or a package cannot be found.
     """
     worktree = _worktree(cwd)
-    files = sorted(_worktree_files(worktree, leave_out.resolve())) if worktree else []
-    copies = {name: worktree / name for name in files} if worktree else {}
-    outside = [p for p in dict.fromkeys(packages) if not _is_inside(_package_path(p), worktree, copies)]
-    for package in outside:
+    leave_out = leave_out.resolve()
+    if worktree and worktree.is_relative_to(leave_out):  # launch.root=. : then only this sweep is told from code
+        leave_out = into.parent.resolve()
+    files = sorted(_worktree_files(worktree, leave_out)) if worktree else []
+    copies, links = _sorted_out(worktree, files) if worktree else ({}, {})
+    paths = {package: _package_path(package) for package in packages}
+    inside = {package for package, path in paths.items() if _is_inside(path, worktree, copies)}
+    for package in paths.keys() - inside:
         copies |= _package_files(package)
     folders = {parent for name in copies for parent in Path(name).parents}
-    content_id = _content_id(copies)
+    content_id = _content_id(copies, links)
     path = into / content_id
-    import_paths = tuple(path / folder for folder in _import_folders(folders, worktree, bool(outside)))
-    return Snapshot(content_id, path, import_paths, _mapped(cwd, worktree, path, folders), copies)
+    tops = [paths[package].parent for package in paths if package in inside]
+    import_paths = tuple(path / folder for folder in _import_folders(folders, worktree, tops, len(inside) < len(paths)))
+    return Snapshot(content_id, path, import_paths, _mapped(cwd, worktree, path, folders), copies, links)
 
 
 def _worktree(cwd: Path) -> Path | None:
@@ -102,7 +124,7 @@ def _worktree_files(worktree: Path, leave_out: Path) -> Iterator[str]:
     total = 0
     for name in [*_git_files(worktree, "--recurse-submodules"), *untracked]:
         path = worktree / name
-        if Path(name).name.startswith(".env") or path.is_relative_to(leave_out) or not os.path.lexists(path):
+        if _is_secret(Path(name)) or path.is_relative_to(leave_out) or not os.path.lexists(path):
             continue
         if name in untracked:
             size = path.lstat().st_size
@@ -117,8 +139,33 @@ def _worktree_files(worktree: Path, leave_out: Path) -> Iterator[str]:
                     f"{path}: with it, files that git does not track have more than "
                     f"{_LARGE_IN_ALL_BYTES / 1e6:.0f} MB; list those that are no code in .gitignore"
                 )
-        if not path.is_dir() or path.is_symlink():  # a folder: a repository inside this one, untracked
+        if path.is_symlink() or path.is_file():  # a folder: a repository inside this one, untracked
             yield name
+
+
+def _is_secret(name: Path) -> bool:
+    return any(part.startswith(".env") for part in name.parts)
+
+
+def _sorted_out(worktree: Path, names: Sequence[str]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Which of ``names`` are copied from where, and which are links with what in them."""
+    known = {Path(name) for name in names}
+    known |= {parent for name in known for parent in name.parents}
+    copies: dict[str, Path] = {}
+    links: dict[str, str] = {}
+    for name in names:
+        path = worktree / name
+        if not path.is_symlink():
+            copies[name] = path
+            continue
+        target = Path(os.path.realpath(path))
+        if target.is_relative_to(worktree) and target.relative_to(worktree) in known:
+            links[name] = os.path.relpath(target, path.parent)
+        elif target.is_file() and target.stat().st_size <= _LARGE_BYTES and not _is_secret(Path(target.name)):
+            copies[name] = target
+        else:
+            links[name] = str(target)
+    return copies, links
 
 
 def _git_files(worktree: Path, *options: str) -> list[str]:
@@ -137,7 +184,7 @@ def _package_path(package: str) -> Path:
     return Path(str(found)).resolve()
 
 
-def _is_inside(path: Path, worktree: Path | None, copies: dict[str, Path]) -> bool:
+def _is_inside(path: Path, worktree: Path | None, copies: Mapping[str, Path]) -> bool:
     """Whether a package's code is among the worktree's files; a virtual environment in it is ignored by git."""
     if worktree is None or not path.is_relative_to(worktree):
         return False
@@ -155,30 +202,42 @@ def _package_files(package: str) -> dict[str, Path]:
         names[:] = [name for name in names if name not in ignored]
         for member in set(members) - ignored:
             file = Path(folder) / member
-            files[f"{_PACKAGES_FOLDER}/{package}/{file.relative_to(path)}"] = file
+            if file.is_file():  # a link to one too: some installers make links into their cache
+                files[f"{_PACKAGES_FOLDER}/{package}/{file.relative_to(path)}"] = file.resolve()
     return files
 
 
-def _content_id(copies: dict[str, Path]) -> str:
-    total = hashlib.sha256()
-    for name, path in sorted(copies.items()):
-        is_link = path.is_symlink()
-        content = os.fsencode(path.readlink()) if is_link else path.read_bytes()
-        kind = "link" if is_link else "program" if os.access(path, os.X_OK) else "file"
-        total.update(f"{name}\0{kind}\0{hashlib.sha256(content).hexdigest()}\n".encode(errors="surrogateescape"))
-    return total.hexdigest()[:_ID_DIGITS]
+def _content_id(copies: Mapping[str, Path], links: Mapping[str, str]) -> str:
+    """Equal for equal names, contents, links and permissions to execute.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    lines = [f"{name}\0link\0{target}\n" for name, target in links.items()]
+    for name, path in copies.items():
+        try:
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be copied for jobs ({error.strerror})") from None
+        lines.append(f"{name}\0{'program' if os.access(path, os.X_OK) else 'file'}\0{content}\n")
+    return hashlib.sha256("".join(sorted(lines)).encode(errors="surrogateescape")).hexdigest()[:_ID_DIGITS]
 
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(source, target, follow_symlinks=False)
-    if not target.is_symlink():  # folders stay writable: `rm -r runs/…` must work
-        target.chmod(stat.S_IMODE(target.stat().st_mode) & ~0o222)
+    shutil.copy2(source, target)
+    target.chmod(stat.S_IMODE(target.stat().st_mode) & ~0o222)  # folders stay writable: `rm -r runs/…` must work
 
 
-def _import_folders(folders: set[Path], worktree: Path | None, has_packages: bool) -> Iterator[Path]:
-    """Those of ``folders`` that stand for folders of ``sys.path``, in their order."""
-    for entry in dict.fromkeys(Path(p).resolve() for p in sys.path if p):
+def _import_folders(
+    folders: set[Path], worktree: Path | None, tops: Sequence[Path], has_packages: bool
+) -> Iterator[Path]:
+    """Those of ``folders`` that stand for folders of ``sys.path``, in their order.
+
+    Args:
+        tops: folders that hold packages of jobs; an editable install may find those without ``sys.path``.
+    """
+    for entry in dict.fromkeys([*(Path(p).resolve() for p in sys.path), *tops]):
         if worktree and entry.is_relative_to(worktree) and (inside := entry.relative_to(worktree)) in folders:
             yield inside
     if has_packages:

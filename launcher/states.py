@@ -19,6 +19,7 @@ _WORDS = {
     "FAILED": "its job failed; logs may tell why",
     "COMPLETED": "the job ended without an error and without a result",
 }  # fmt: skip
+_GONE = "its process is gone; the same command goes on"
 _QUIET_S = 60.0
 """Seconds without a sign of life after which a process on this machine is looked for."""
 _STALLED_S = 600.0
@@ -51,6 +52,11 @@ class RunState:
     def is_over(self) -> bool:
         """Whether nothing changes any more by itself: no job and no process is there for it."""
         return self.state not in ACTIVE or (self.state == "STALLED" and self.job_id is None)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a job or a process is there for it, or seems to be."""
+        return self.state in ACTIVE and self.reason != _GONE
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,8 @@ def _unknown_to_slurm(own: OwnFiles, said: str) -> tuple[str, str]:
     """Of a run whose job Slurm has forgotten."""
     if own.state == "PREEMPTED":
         return "PREEMPTED", said
+    if own.state == "RUNNING" and not own.silent_for(_QUIET_S):
+        return "RUNNING", "Slurm does not know its job, but it gives signs of life"
     if own.started:  # RUNNING, or nothing at all: whatever ended it left no word
         return "FAILED", "its job is gone and left no word: killed, or its node was lost"
     return "CANCELLED", "left the queue before it began"
@@ -182,5 +190,5 @@ def _without_job(own: OwnFiles, said: str) -> tuple[str, str]:
     if own.state is None:
         return "PLANNED", "its submission was cut off; the same command settles it" if own.cut_off else said
     if own.state == "RUNNING" and own.silent_for(_QUIET_S) and not own.rundir.is_locked():
-        return "STALLED", "its process is gone; the same command goes on"
+        return "STALLED", _GONE
     return own.state, said

@@ -20,7 +20,7 @@ from launcher.runtime.plan import Plan
 from launcher.runtime.sweepdir import SweepDir, write_plans
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit, with_patience
 from launcher.snapshot import Snapshot
-from launcher.states import ACTIVE, RunState, run_states
+from launcher.states import RunState, run_states
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Receipt:
     job_id: str | None
     new: bool
     """Whether this command submitted it."""
+    reason: str = ""
+    """Slurm's words, where it took no more."""
 
 
 def submit(
@@ -58,11 +60,11 @@ def submit(
         SlurmError: Slurm would not take a job of this kind.
     """
     settle(sweep, slurm)
-    receipts = {state.run_id: state for state in _known(sweep, jobs, slurm)}
+    receipts = {state.run_id: state for state in known(sweep, jobs, slurm)}
     todo = [job for job in jobs if job.plan.run_id not in receipts]
     answer = {r.run_id: Receipt(r.run_id, r.state, r.job_id, new=False) for r in receipts.values()}
     if todo:
-        limit = _largest_array(slurm)
+        limit = largest_array(slurm)
         batches = [_Batcher(sweep, shape, snapshot, slurm, lock, logs) for shape in by_shape(todo)]
         for batcher in batches:  # before anything is queued
             batcher.test()
@@ -94,12 +96,12 @@ def _withdraw(sweep: SweepDir, token: str, reason: str) -> None:
     sweep.add_event("withdrawn", token, reason=reason)
 
 
-def _known(sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm) -> list[RunState]:
+def known(sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm) -> list[RunState]:
     """Runs that are done, or that Slurm has a job for."""
     submitted = {run for s in sweep.read_submissions() if s.job_id and not s.withdrawn for run in s.runs}
     seen = {job.plan.run_id for job in jobs if job.plan.run_id in submitted or job.plan.rundir.status.exists()}
     states = run_states(sweep, slurm, only=seen) if seen else []
-    return [state for state in states if state.state == "COMPLETED" or state.state in ACTIVE]
+    return [state for state in states if state.state == "COMPLETED" or state.is_active]
 
 
 def by_shape(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -110,7 +112,7 @@ def by_shape(jobs: Sequence[Job]) -> list[list[Job]]:
     return list(shapes.values())
 
 
-def _largest_array(slurm: Slurm) -> int:
+def largest_array(slurm: Slurm) -> int:
     """Most elements of one array: MaxArraySize limits the index, which starts at 0 (slurm.conf(5))."""
     value = slurm.config().get("MaxArraySize", "")
     if not value.isdigit() or int(value) < 1:
@@ -143,15 +145,15 @@ class _Batcher:
 
     def submit(self, limit: int) -> Iterator[Receipt]:
         """Submit in arrays of at most ``limit`` elements, smaller ones where Slurm takes no more jobs of this user."""
-        left, size = self._jobs, limit
+        left, size, reason = self._jobs, limit, ""
         while left and size:
             chunk = left[: min(size, limit)]
             try:
                 yield from self._submit(chunk)
                 left = left[len(chunk) :]
-            except SubmitLimit:
-                size = len(chunk) // 2
-        yield from (Receipt(job.plan.run_id, "PLANNED", None, new=False) for job in left)
+            except SubmitLimit as error:
+                size, reason = len(chunk) // 2, str(error)
+        yield from (Receipt(job.plan.run_id, "PLANNED", None, new=False, reason=reason) for job in left)
 
     def _submit(self, jobs: Sequence[Job]) -> list[Receipt]:
         token = uuid.uuid4().hex[:12]

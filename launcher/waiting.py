@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from launcher.runtime.errors import ExitCode, RunsNotDone
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
-from launcher.slurm_cli import Slurm
-from launcher.states import ACTIVE, RunState, run_states
+from launcher.slurm_cli import Slurm, SlurmAway
+from launcher.states import RunState, run_states
 
 _POLL_S = (1.0, 2.0, 3.0, 5.0, 10.0)
 """Pauses between looks: short at first, then as seldom as an administrator likes it."""
@@ -25,11 +25,15 @@ def wait_for(sweep: SweepDir, runs: Sequence[str], slurm: Slurm) -> dict[str, fl
     stop.install()
     looks, before = 0, ""
     while True:
-        states = run_states(sweep, slurm, only=set(runs))
-        if (now := count(states)) != before:
+        try:
+            states = run_states(sweep, slurm, only=set(runs))
+            now = count(states)
+        except SlurmAway as error:  # a restart of slurmctld ends no job
+            states, now = [], f"{error}; still waiting"
+        if now != before:
             print(now, file=sys.stderr, flush=True)
             before = now
-        if not any(state.state in ACTIVE for state in states):
+        if states and not any(state.is_active for state in states):
             return _metrics(sweep, states)
         pause = _POLL_S[min(looks, len(_POLL_S) - 1)]
         looks += 1

@@ -9,7 +9,9 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,46 @@ def write_csv(
 def data_csv(tmp_path: Path) -> Path:
     """Twelve good rows."""
     return write_csv(tmp_path / "data.csv", [(picture(i), f"picture number {i}") for i in range(12)])
+
+
+def type_here(folder: Path, env: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    """``python -m launcher.run WORDS`` typed in ``folder``, in a fork of this process: starting Python takes seconds.
+
+    For what does not train: a fork must not use torch.
+    """
+    output = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            os.chdir(folder)
+            os.environ.clear()
+            os.environ.update(env)
+            for descriptor, file in enumerate(output, start=1):
+                os.dup2(file.fileno(), descriptor)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            sys.path.insert(0, str(folder))
+            sys.argv = ["launcher.run", *words]
+            GlobalHydra.instance().clear()
+            from launcher.run import main
+
+            try:
+                code = main()
+            except SystemExit as error:
+                code = int(error.code or 0)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    said = []
+    for file in output:
+        with file:
+            file.seek(0)
+            said.append(file.read())
+    return subprocess.CompletedProcess(words, code, *said)
 
 
 @pytest.fixture

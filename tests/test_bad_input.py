@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
 import zlib
 from base64 import b64encode
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import SMALL, picture, small, write_csv
+from launcher.runtime.sweepdir import SweepDir
+from tests.conftest import SMALL, picture, small, type_here, write_csv
+from tests.launcher.fake_slurm import FakeSlurm
 
 GOOD = [(picture(i), f"caption {i}") for i in range(6)]
 
@@ -75,6 +78,36 @@ CONFIG: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("name with a slash", ("launch.name=a/b",), ("name='a/b'", "no slash")),
     ("not an override", ("whatever",), ("whatever", "key=value")),
 ]
+# The same for what is handed to a queue.
+LAUNCH: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
+    ("newline in a name", ("hardware=slurm", "launch.name='a\nb'"), ("launch.name", "cannot be printed")),
+    ("newline in a job's name", ("hardware=slurm", "hydra.launcher.name='a\nb'"), ("hydra.launcher.name", "printed")),
+    ("newline in a comment", ("hardware=slurm", "hydra.launcher.comment='a\n#SBATCH --x'"), ("comment", "printed")),
+    ("newline in a setup line", ("hardware=slurm", "hydra.launcher.setup=['a\nb']"), ("setup", "printed")),
+    ("newline in an option", ("hardware=slurm", "+hydra.launcher.additional_parameters={a\nb: 1}"), ("key=value",)),
+    ("shell in an option", ("hardware=slurm", "+hydra.launcher.additional_parameters={a|touch x: 1}"), ("option",)),
+    ("shell as an option", ("hardware=slurm", "+hydra.launcher.additional_parameters={$(touch x): 1}"), ("key=value",)),
+    ("space in an option", ("hardware=slurm", "+hydra.launcher.additional_parameters={a --b: 1}"), ("option",)),
+    ("option of ours", ("hardware=slurm", "+hydra.launcher.additional_parameters={array: 0-3}"), ("array", "arrays")),
+    ("unknown key of the queue", ("hardware=slurm", "hydra.launcher.partitoin=x"), ("hydra.launcher.partitoin",)),
+    ("wrong type for the queue", ("hardware=slurm", "hydra.launcher.nodes=many"), ("hydra.launcher.nodes", "many")),
+    ("no nodes", ("hardware=slurm", "hydra.launcher.nodes=0"), ("hydra.launcher.nodes=0", "at least 1")),
+    ("unknown partition", ("hardware=slurm", "hydra.launcher.partition=no"), ("Invalid partition name",)),
+    ("GPU without GPUs", ("hardware=slurm", "hardware.device=cuda"), ("hardware.device=cuda", "gpus_per_node")),
+    ("no such home", ("hardware=slurm", "launch.root='~nosuchuser/x'"), ("launch.root=~nosuchuser/x",)),
+    ("no such cluster", ("hardware=slurm", "site.slurm_conf=/no/such"), ("site.slurm_conf=/no/such", "cluster up")),
+    ("a root that is a file", ("hardware=slurm", "launch.root=/etc/passwd"), ("/etc/passwd", "launch.root")),
+    ("unknown site", ("hardware=slurm", "site=nowhere"), ("site=nowhere", "disposable")),
+    ("unknown key of a site", ("hardware=slurm", "+site.partitoin=x"), ("'site.partitoin'", "did you mean")),
+    ("several nodes here", ("hardware=local_2", "hardware.nodes=2"), ("hardware.nodes=2", "one node")),
+    ("no GPUs here", ("hardware=local_2", "hardware.device=cuda"), ("hardware.gpus_per_node=2", "shows 0 GPUs")),
+    ("nothing at a time", ("hardware=local_2", "launch.parallel=0"), ("launch.parallel=0",)),
+    ("names of a sweep", ("-m", "hardware=slurm", "launch.name=a,b"), ("launch.name", "differs between members")),
+    ("a wait for some", ("-m", "hardware=slurm", "launch.wait=true,false"), ("launch.wait", "differs")),
+    ("launchers of a sweep", ("-m", "hardware=cpu,slurm"), ("basic for some", "submitit_slurm for others")),
+    ("a wrong member", ("-m", "hardware=slurm", "trainer.seed=0,-1"), ("trainer.seed=-1", "1 of 2 members")),
+    ("a package that is none", ("hardware=slurm", "task.target=nowhere:train"), ("package nowhere",)),
+]
 FILES: list[tuple[str, Callable[[Path], object], tuple[str, ...]]] = [
     ("no columns", lambda p: write_csv(p, GOOD, ("image", "text")), ("b64string_images", "'image', 'text'")),
     ("zero rows", lambda p: write_csv(p, []), ("no rows",)),
@@ -117,6 +150,48 @@ def test_a_wrong_config_plans_nothing(command, tmp_path, overrides, words):
     assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.glob("runs/*/*/checkpoints"))
 
 
+@pytest.mark.parametrize(("overrides", "words"), [case[1:] for case in LAUNCH], ids=[case[0] for case in LAUNCH])
+def test_a_wrong_launch_plans_and_submits_nothing(tmp_path, overrides, words):
+    slurm = FakeSlurm(tmp_path / "slurm")
+    home = tmp_path / "home"
+    home.mkdir()
+    env = slurm.env | {"XDG_CACHE_HOME": str(home / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    flags = tuple(word for word in overrides if word == "-m")
+    done = type_here(home, env, *flags, *small(*overrides[len(flags) :]))
+    assert_one_line(done, words)
+    assert len(done.stderr.splitlines()) == 1 and slurm.submitted == []
+    assert not list(home.glob("runs/*/*/status.json")) and not list(tmp_path.rglob("x"))
+
+
+def test_without_slurm_a_line_says_where_to_find_one(tmp_path):
+    done = type_here(tmp_path, {"PATH": "/nowhere", "HOME": str(tmp_path)}, *small("hardware=slurm"))
+    assert_one_line(done, ("no Slurm on PATH", "python -m slurm up"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_shell_in_names_is_text(tmp_path):
+    slurm = FakeSlurm(tmp_path / "slurm")
+    env = slurm.env | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    bad = 'a $(touch canary) `touch canary` ; touch canary " % j'
+    words = [f"launch.name='{bad}'", f"hydra.launcher.name='{bad}'", f"hydra.launcher.comment='{bad}'"]
+    done = type_here(tmp_path, env, *small("hardware=slurm", *words))
+    assert done.returncode == 0 and (tmp_path / "runs" / bad).is_dir(), done.stderr
+    (job,) = slurm.state["jobs"].values()
+    (slurm.bin / "srun").write_text("#!/bin/sh\n")
+    script = ["bash", job["script"]]
+    ran = subprocess.run(script, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert ran.stderr == "" and not list(tmp_path.rglob("canary"))
+
+
+def test_the_same_sweep_typed_twice_at_once_has_one_winner(tmp_path):
+    slurm = FakeSlurm(tmp_path / "slurm")
+    words = small("hardware=slurm", "launch.name=sweep")
+    with SweepDir(tmp_path / "runs" / "sweep").locked():
+        done = type_here(tmp_path, slurm.env | {"XDG_CACHE_HOME": str(tmp_path)}, *words)
+    assert_one_line(done, ("another command is submitting it",))
+    assert slurm.state["calls"] == []
+
+
 @pytest.mark.parametrize(("make", "words"), [case[1:] for case in FILES], ids=[case[0] for case in FILES])
 def test_a_wrong_file_plans_nothing(command, tmp_path, make, words):
     make(tmp_path / "data.csv")
@@ -138,7 +213,6 @@ def test_a_bad_row_is_named_and_leaves_no_half_built_cache(command, tmp_path, ma
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished run, and the folder in which it was typed."""
-    import subprocess
     import sys
 
     folder = tmp_path_factory.mktemp("trained")

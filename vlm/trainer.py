@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher.runtime.distributed import sum_over_ranks
+from launcher.runtime.distributed import start_sum_over_ranks
 from launcher.runtime.session import Session
 from launcher.runtime.tables import StepTable
 from vlm.config import TrainConfig
@@ -24,6 +25,10 @@ from vlm.precision import Precision
 from vlm.timing import StepTimer
 from vlm.validation import contact_sheet, mean_loss, write_captions
 from vlm.watch import LossWatch
+
+_NEWER = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.13
+_CONSTANT_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEWER else "broadcast_buffers": False}
+"""The model's buffers are constants, equal on all ranks: to send them before each forward pass would be a wait."""
 
 
 class Trainer:
@@ -82,27 +87,32 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.optim.lr * lr_share(step, self.total_steps, self.config.schedule)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=self.world.device)
+        total = torch.zeros((), device=self.world.device)
+        summed = None
         for i, micro in enumerate(data.micro_batches):
             last = i + 1 == len(data.micro_batches)
             with nullcontext() if last else self._no_sync():
-                loss += self._forward_backward(micro, data.n_targets)
+                loss = self._loss_of(micro, data.n_targets)
+                total += loss.detach()
+                if last:
+                    summed = start_sum_over_ranks(total)  # travels while the backward pass is computed
+                with self.timer.phase("backward"):
+                    # DDP averages gradients over ranks; the loss of the global batch is their sum.
+                    self.precision.scaler.scale(loss * self.world.size).backward()
         with self.timer.phase("optimizer"):
             self._update()
         self.timer.step_done()
-        return sum_over_ranks(loss)
+        if summed is not None:
+            summed.wait()
+        return total
 
-    def _forward_backward(self, micro: Any, n_targets: int) -> torch.Tensor:
-        """This micro-batch's part of the loss; its gradient is added up."""
+    def _loss_of(self, micro: Any, n_targets: int) -> torch.Tensor:
+        """This micro-batch's part of the loss, a scalar with its graph."""
         batch = micro.to(self.world.device)
         with self.timer.phase("forward"):
             with self.precision.autocast():
                 logits = self._forward(batch.images, batch.inputs)
-            loss = token_loss_sum(logits, batch.targets) / n_targets
-        with self.timer.phase("backward"):
-            # DDP averages gradients over ranks; the loss of the global batch is their sum.
-            self.precision.scaler.scale(loss * self.world.size).backward()
-        return loss.detach()
+            return token_loss_sum(logits, batch.targets) / n_targets
 
     def _update(self) -> None:
         scaler, clip = self.precision.scaler, self.config.trainer.grad_clip
@@ -116,7 +126,7 @@ class Trainer:
         """The model as a step calls it: over all ranks, compiled if asked for; its weights are ``self.model``'s."""
         model: Any = self.model
         if self.world.size > 1:
-            model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+            model = DistributedDataParallel(model, gradient_as_bucket_view=True, **_CONSTANT_BUFFERS)
         if self.config.trainer.compile:
             model = torch.compile(model)
         return model

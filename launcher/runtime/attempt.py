@@ -41,12 +41,11 @@ def run_attempt(plan: Plan, world: World, stop: StopFlag, meter: Meter, meeting:
     """
     from launcher.runtime.distributed import process_group
 
-    stop.patient = False  # until there is a step to save
-    now = _Attempt(plan, world, meeting.verdict.attempt)
+    now = _Attempt(plan, world, meeting.verdict.attempt, stop)
     try:
         with process_group(world, meeting.store):
             try:
-                return now.run(stop, meter)
+                return now.run(meter)
             except BaseException as error:
                 now.failed(error)  # told before the peers are let go of: they ask who was first
                 raise
@@ -65,9 +64,9 @@ def run_attempt(plan: Plan, world: World, stop: StopFlag, meter: Meter, meeting:
 class _Attempt:
     """What is known of the attempt so far, for the record of its end."""
 
-    def __init__(self, plan: Plan, world: World, number: int) -> None:
+    def __init__(self, plan: Plan, world: World, number: int, stop: StopFlag) -> None:
         self.outcome: Outcome | None = None
-        self._plan, self._world, self._number = plan, world, number
+        self._plan, self._world, self._number, self._stop = plan, world, number, stop
         self._rundir = plan.rundir
         self._session: Any = None
         self._hosts = [world.host]
@@ -75,14 +74,14 @@ class _Attempt:
         self._error: BaseException | None = None
         self._reason, self._code = "", ExitCode.BUG
 
-    def run(self, stop: StopFlag, meter: Meter) -> Outcome:
+    def run(self, meter: Meter) -> Outcome:
         """From the start event to the summary."""
         from launcher.runtime.distributed import from_all_ranks
 
         started = time.monotonic()
         self._hosts = list(dict.fromkeys(from_all_ranks(self._world.host)))
         self._begin()
-        self._session = _session(self._plan, self._world, stop, meter, self._number)
+        self._session = _session(self._plan, self._world, self._stop, meter, self._number)
         if self._world.is_main:
             self._session.write_status("RUNNING")
         extra = resolve_name(self._plan.target)(self._session) or {}
@@ -95,6 +94,8 @@ class _Attempt:
         if self._error is not None:
             return self._error
         meant = told(error, self._rundir, self._world) if isinstance(error, Exception) else error
+        if isinstance(meant, PeerLost) and self._stop.first is not None:  # asked to stop, as the other was
+            meant.code = ExitCode.STOPPED_NOT_SAVED
         self._error, self.outcome = meant, None
         if isinstance(meant, UserError | KeyboardInterrupt):
             self._code = getattr(meant, "code", ExitCode.STOPPED_NOT_SAVED)

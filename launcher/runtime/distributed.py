@@ -73,13 +73,9 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def any_rank(flag: bool, device: str) -> bool:
-    """Whether ``flag`` is true on at least one rank; every rank gets the same answer."""
-    if not dist.is_initialized():
-        return flag
-    word = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(word, op=dist.ReduceOp.MAX)
-    return bool(word.item())
+def start_sum_over_ranks(values: torch.Tensor) -> Any:
+    """Begin to sum ``values`` in place: after ``wait()`` of what this returns they are. None in a world of one."""
+    return dist.all_reduce(values, async_op=True) if dist.is_initialized() else None
 
 
 class Agreement:

@@ -43,7 +43,9 @@ def run_job(plan: Plan, env: MutableMapping[str, str], stop: StopFlag, *, visibl
     """
     world = _world(plan, env)
     interface = plan.hardware.get("interface")
+    stop.patient = False  # until there is a step to save
     with ExitStack() as stack:
+        stack.callback(setattr, stop, "patient", True)
         meeting = _decide(plan, world, interface, stack) if world.is_main else attend(world, plan.rundir)
         if meeting.verdict.code == ExitCode.DONE:
             return Outcome("COMPLETED", ExitCode.DONE, plan.rundir.read(plan.rundir.summary) or {})

@@ -83,7 +83,7 @@ def _of_slurm(env: Mapping[str, str]) -> dict[str, Any]:
         raise UserError(f"{of_nodes}={nodes}: should be from 1 to {sizes}={size}; start it with srun")
     again, step = env.get("SLURM_RESTART_COUNT", "0"), env["SLURM_STEP_ID"]
     # Job numbers begin anew with a new cluster; the port on which srun listens tells its jobs from the old ones.
-    port = env.get("SLURM_SRUN_COMM_PORT")
+    port = env.get("SLURM_STEP_LAUNCHER_PORT")
     return {
         "rank": _below(env, "SLURM_PROCID", size, sizes, why),
         "size": size,

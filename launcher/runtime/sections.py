@@ -95,8 +95,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def parse(schema: type[T], values: Mapping[str, Any]) -> T:
+def parse(schema: type[T], values: Mapping[str, Any], section: str = "") -> T:
     """Build ``schema`` from nested JSON values.
+
+    Args:
+        section: name of the section that the values stand in, if they are not the whole config.
 
     Raises:
         UserError: every key that is unknown, missing or of another type, in one line.
@@ -105,7 +108,7 @@ def parse(schema: type[T], values: Mapping[str, Any]) -> T:
         # As JSON, where strict still takes a mapping for a section.
         built: T = _adapter(typing.cast(Any, schema)).validate_json(json.dumps(values))
     except ValidationError as error:
-        raise UserError("; ".join(_said(schema, e) for e in error.errors(include_url=False))) from None
+        raise UserError("; ".join(_said(schema, e, section) for e in error.errors(include_url=False))) from None
     return built
 
 
@@ -129,9 +132,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _said(schema: type[Any], error: ErrorDetails) -> str:
+def _said(schema: type[Any], error: ErrorDetails, within: str) -> str:
     path, section = _locate(schema, error["loc"])
-    key = ".".join(path)
+    key = ".".join([within, *path] if within else path)
     kind, given = error["type"], error["input"]
     if kind == "value_error":  # a cross-check of ours: it names its own keys
         return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])

@@ -27,10 +27,16 @@ class StopFlag:
         self._interrupted = False
         self._owner = os.getpid()
 
-    def install(self) -> None:
-        """Take over the stop signals of this process (main thread only, signal(7))."""
+    def install(self, hang_up: bool = False) -> None:
+        """Take over the stop signals of this process (main thread only, signal(7)).
+
+        Args:
+            hang_up: the end of the terminal (SIGHUP) too, unless it is ignored: ``nohup`` means to go on.
+        """
         for number in _STOP_SIGNALS:
             signal.signal(number, self._on_signal)
+        if hang_up and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._on_signal)
 
     def __bool__(self) -> bool:
         return self.signal is not None

@@ -109,14 +109,16 @@ class SweepDir:
         """Be the only one who submits runs of this sweep. Gives the lock's file descriptor.
 
         Raises:
-            UserError: somebody else is at it.
+            UserError: somebody else is at it, or nothing can be written there.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
             raise UserError(f"sweep {self.path}: another command is submitting it; this one changed nothing") from None
+        except OSError as error:
+            raise UserError(f"sweep {self.path}: {error.strerror or error}; choose launch.root=…") from error
         try:
             yield lock._context.lock_file_fd or -1
         finally:

@@ -96,10 +96,7 @@ def _work(args: argparse.Namespace, stop: StopFlag) -> int:
 
     from launcher.runtime.job import run_job
 
-    try:
-        return run_job(plan, os.environ, stop, visible=False).code
-    finally:
-        stop.patient = True  # a signal from here on finds nothing to interrupt
+    return run_job(plan, os.environ, stop, visible=False).code
 
 
 def _see_not_withdrawn(folder: Path, token: str) -> None:

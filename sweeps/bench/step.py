@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from launcher.runtime.errors import ExitCode
+from launcher.runtime.world import World
 from sweeps.bench.report import Rows, interleaved, ratio, say
 
 NAME = "step"
@@ -84,7 +85,7 @@ def _config(dropout: float) -> Any:
     )
 
 
-def _batch(args: argparse.Namespace) -> Any:
+def make_batch(args: argparse.Namespace) -> Any:
     """The same random batch for both sides."""
     import torch
 
@@ -111,7 +112,7 @@ def _plain_step(args: argparse.Namespace, dropout: float) -> Callable[[], Any]:
 
     model = _plain_model(dropout).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, weight_decay=0.01)
-    batch = _batch(args)
+    batch = make_batch(args)
 
     def step() -> torch.Tensor:
         images = (batch.images.to(args.device).float() / 255 - 0.5) / 0.5
@@ -130,18 +131,18 @@ def _our_step(args: argparse.Namespace, dropout: float, precision: str) -> Calla
     """One call of the trainer's own ``train_step``, on a session that holds nothing but a config and a world."""
     from vlm.convert import from_seed
 
-    trainer = _trainer(args, dropout, precision)
+    trainer = make_trainer(args, dropout, precision)
     trainer.model.load_state_dict(from_seed(_plain_model(dropout).state_dict(), source="plain model"))
-    step_data = SimpleNamespace(micro_batches=[_batch(args)], n_targets=args.batch * args.text)
+    step_data = SimpleNamespace(micro_batches=[make_batch(args)], n_targets=args.batch * args.text)
     if args.cuda_graph:
         return _captured(trainer, step_data)
     return lambda: trainer.train_step(0, step_data)
 
 
-def _trainer(args: argparse.Namespace, dropout: float, precision: str) -> Any:
+def make_trainer(args: argparse.Namespace, dropout: float, precision: str, world: World | None = None) -> Any:
+    """The trainer of model=seemore on a session that holds nothing but a config and a world."""
     import numpy as np
 
-    from launcher.runtime.world import World
     from vlm.config import OptimConfig, PrecisionConfig, ScheduleConfig
     from vlm.trainer import Trainer
 
@@ -157,7 +158,7 @@ def _trainer(args: argparse.Namespace, dropout: float, precision: str) -> Any:
     )
     device = "cuda:0" if args.device == "cuda" else args.device
     data: Any = SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=_VOCAB), train=np.arange(args.batch))
-    session: Any = SimpleNamespace(config=config, world=World(device=device))
+    session: Any = SimpleNamespace(config=config, world=world or World(device=device))
     return Trainer(session, data)
 
 

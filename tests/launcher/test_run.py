@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -90,8 +92,6 @@ sys.exit(main())
 
 
 def _env(tmp_path):
-    import os
-
     return os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
 
@@ -163,10 +163,39 @@ def test_an_experiments_sweeper_params_are_swept(command, tmp_path):
     assert len(list((tmp_path / "runs").glob("*/*/summary.json"))) == 4
 
 
-def test_a_sweep_on_another_launcher_is_refused_before_it_starts(command, tmp_path):
-    done = command(*SWEEP, "hydra/launcher=submitit_local", "optim.lr=1,2")
-    assert done.returncode == 1 and "hydra/launcher=submitit_local" in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "runs").exists()
+def test_two_ranks_on_this_machine_train_one_run(command, tmp_path):
+    done = command(*RUN, "hardware=local_2", "trainer.max_steps=2", "precision=fp32", "tracker=csv")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 runs COMPLETED" in done.stdout
+    (summary,) = (tmp_path / "runs" / "tiny-shapes").glob("*/summary.json")
+    run = summary.parent
+    assert json.loads(summary.read_text())["step"] == 2 and len(list((run.parent / "code").iterdir())) == 1
+    assert sorted(p.name for p in (run / "logs").iterdir()) == ["rank0.log", "rank1.log"]
+    assert {p.name for p in tmp_path.iterdir()} == {"runs", "cache"}
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_a_queue_and_the_same_command_goes_on(command, tmp_path):
+    words = [*SWEEP, "hydra/launcher=submitit_local", "trainer.seed=0,1", "launch.parallel=1", "launch.name=queue",
+             "trainer.max_steps=200", "trainer.val_every=null"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=tmp_path, env=_env(tmp_path), stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    metrics = tmp_path.glob
+    while not any(f.read_text().count(",train,loss,") >= 5 for f in metrics("runs/queue/*/metrics.csv")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "1 runs stopped, 1 not begun; the same command goes on" in said.splitlines()[-1]
+    states = [json.loads(f.read_text()) for f in metrics("runs/queue/*/status.json")]
+    assert [state["state"] for state in states] == ["PREEMPTED"] and 0 < states[0]["step"] < 200
+    again = command(*words)
+    assert again.returncode == 0, again.stderr
+    for file in metrics("runs/queue/*/metrics.csv"):
+        steps = [line.split(",")[0] for line in file.read_text().splitlines()[1:] if ",train,loss," in line]
+        assert steps == [str(step) for step in range(1, 201)], "none is missing, none was done twice"
 
 
 def test_help_says_what_it_does_before_the_config(command):

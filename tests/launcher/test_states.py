@@ -99,13 +99,18 @@ def test_our_files_and_slurm_together(sweep, slurm, said, started, slurms, state
 )  # fmt: skip
 @pytest.mark.parametrize("accounting", [True, False])
 def test_a_job_that_slurm_has_forgotten(sweep, slurm, said, started, state, accounting):
-    own(sweep, said, started)
+    own(sweep, said, started, age_s=100)
     if not accounting:
         slurm.says("sacct", err=NO_ACCOUNTING, code=1)
     found = state_of(sweep, slurm)
     assert found.state == state
     if said == "RUNNING":
         assert "left no word" in found.reason
+
+
+def test_a_job_that_slurm_has_forgotten_may_live_on(sweep, slurm):
+    own(sweep, "RUNNING")
+    assert state_of(sweep, slurm).state == "RUNNING"
 
 
 @pytest.mark.parametrize("slurms", ["", "FAILED", "COMPLETED", "TIMEOUT"])

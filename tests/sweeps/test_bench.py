@@ -27,6 +27,12 @@ def test_step_compares_both_sides_and_their_losses(capsys):
     assert losses[0]["largest_difference"] < 1e-4
 
 
+def test_ranks_that_talk_are_held_against_ranks_that_do_not(capfd):
+    ((row,),) = rows(capfd, "ranks", "--rounds", "1", "--steps", "1", "--batch", "2", "--text", "8")
+    assert row["ranks"] == 2 and row["efficiency"] > 0
+    assert row["together_samples_per_s"] > 0 and row["apart_samples_per_s"] > 0
+
+
 def test_loader_reads_the_same_pixels(capsys):
     ((row,),) = rows(capsys, "loader", "--rows", "20", "--rounds", "1")
     assert row["pixels_identical"] and row["naive_images_per_s"] > 0 and row["ours_images_per_s"] > 0

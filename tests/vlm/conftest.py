@@ -12,10 +12,14 @@ import pytest
 import torch.multiprocessing as multiprocessing
 
 from launcher.plan import make_plan
+from launcher.runtime.checkpoints import weights_sha256
 from launcher.runtime.job import Outcome, run_job
 from launcher.runtime.plan import Plan
+from launcher.runtime.session import Session
 from launcher.runtime.signals import StopFlag
 from tests.conftest import SMALL
+from vlm import task
+from vlm.trainer import Trainer
 
 
 @pytest.fixture
@@ -38,6 +42,22 @@ def train(plan: Callable[..., Plan]) -> Callable[..., tuple[Plan, Outcome]]:
         return made, run_job(made, {}, StopFlag())
 
     return run
+
+
+def train_and_sum(session: Session) -> dict[str, Any]:
+    """The task itself; after it every rank leaves the hash of the weights that it holds."""
+    trained: dict[str, Any] = {}
+
+    class Kept(Trainer):
+        def run(self) -> None:
+            super().run()
+            trained["sum"] = weights_sha256(self.model.state_dict())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "Trainer", Kept)
+        extra = task.train(session)
+    (session.rundir.path / f"sum{session.world.rank}").write_text(trained["sum"])
+    return extra
 
 
 def run_ranks(plan: Plan, size: int) -> None:

@@ -67,6 +67,34 @@ def test_two_and_three_ranks_train_as_one_does(losses):
         assert many == pytest.approx(one, abs=1e-4) and many_val == pytest.approx(val, abs=1e-4)
 
 
+def test_over_many_steps_ranks_train_as_one_does_and_hold_the_same_weights(losses, tmp_path):
+    words = ("trainer.max_steps=50", "trainer.batch_size=5", "model.dropout=0", "data.val_fraction=0.3")
+    one, val, _ = losses(*words)
+    for ranks in (2, 4):
+        words = (*words, "task.target=tests.vlm.conftest:train_and_sum", f"launch.name=many{ranks}")
+        many, many_val, weights = losses(*words, ranks=ranks)
+        assert len(many) == 50 and many == pytest.approx(one, abs=1e-4) and many_val == pytest.approx(val, abs=1e-4)
+        (run,) = (tmp_path / "runs" / f"many{ranks}").iterdir()
+        assert [(run / f"sum{rank}").read_text() for rank in range(ranks)] == [weights] * ranks
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_ranks_share_out_the_validation_rows_each_once(config, uneven, size):
+    settled = config("data=csv", uneven, "data.val_fraction=0.4")
+    data = open_data(settled)
+    trainer = Trainer(session_for(settled), data)
+    seen = []
+
+    class Recorded:
+        def batch(self, rows):
+            seen.extend(int(row) for row in rows)
+            return data.rows.batch(rows)
+
+    for rank in range(size):
+        mean_loss(trainer.model, Recorded(), data.val, 2, World(rank=rank, size=size), trainer.precision)
+    assert sorted(seen) == sorted(int(row) for row in data.val) and len(seen) > 3
+
+
 def test_more_ranks_than_samples_in_the_last_batch(losses):
     one, _, _ = losses("trainer.batch_size=3", "data.val_fraction=0.2")  # 11 rows: the last batch has 2
     three, _, _ = losses("trainer.batch_size=3", "data.val_fraction=0.2", ranks=3)

@@ -11,7 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launcher.runtime.distributed import any_rank, process_group, require_device, sum_over_ranks
+from launcher.runtime.distributed import (
+    Agreement,
+    process_group,
+    require_device,
+    start_sum_over_ranks,
+    sum_over_ranks,
+)
 from launcher.runtime.errors import UserError
 from launcher.runtime.world import World
 
@@ -19,7 +25,7 @@ _RANK = """
 import json, os
 import torch
 import torch.distributed as dist
-from launcher.runtime.distributed import any_rank, process_group, sum_over_ranks
+from launcher.runtime.distributed import Agreement, process_group, start_sum_over_ranks, sum_over_ranks
 from launcher.runtime.world import World
 
 world = World.from_env(os.environ, "cpu")
@@ -30,10 +36,14 @@ with process_group(world):
         "backend": dist.get_backend(),
         "sum": sum_over_ranks(values).tolist(),
         "in place": values.tolist(),
-        "none": any_rank(False, "cpu"),
-        "only one": any_rank(world.rank == 1, "cpu"),
-        "all": any_rank(True, "cpu"),
     }
+    for question, flag in (("none", False), ("only one", world.rank == 1), ("all", True)):
+        agreement = Agreement()
+        said[question] = [agreement.any_rank(flag), agreement.any_rank(False)]
+        agreement.close()
+    later = torch.tensor([1.0, 2.0]) * (world.rank + 1)
+    start_sum_over_ranks(later).wait()
+    said["later"] = later.tolist()
 said["open"] = dist.is_initialized()
 print(json.dumps(said))
 """
@@ -71,9 +81,13 @@ def test_a_sum_is_over_all_ranks_elementwise_and_in_place(two_ranks):
         assert said["in place"] == [4.5, 30.0]
 
 
-def test_one_rank_is_enough_for_all_to_say_yes(two_ranks):
+def test_one_rank_is_enough_for_all_to_say_yes_a_step_later(two_ranks):
     for said in two_ranks:
-        assert (said["none"], said["only one"], said["all"]) == (False, True, True)
+        assert (said["none"], said["only one"], said["all"]) == ([False, False], [False, True], [False, True])
+
+
+def test_a_sum_begun_early_is_there_after_the_wait(two_ranks):
+    assert [said["later"] for said in two_ranks] == [[3.0, 6.0]] * 2
 
 
 def test_a_world_of_one_needs_no_group():
@@ -82,7 +96,10 @@ def test_a_world_of_one_needs_no_group():
         values = torch.tensor([1.0, 2.0])
         assert sum_over_ranks(values) is values
         assert values.tolist() == [1.0, 2.0]
-        assert (any_rank(True, "cpu"), any_rank(False, "cpu")) == (True, False)
+        agreement = Agreement()
+        assert (agreement.any_rank(True), agreement.any_rank(False)) == (True, False)
+        agreement.close()
+        assert start_sum_over_ranks(values) is None
 
 
 def test_the_cpu_is_always_there():
