@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.causes import Cause, FirstTask, cause_of, first_task
+from launcher.runtime.errors import ExitCode
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sweepdir import Submission, SweepDir
 from launcher.states import RunState
@@ -16,6 +17,9 @@ from launcher.terminal import lines_of
 
 _TAIL = 32_768
 """Bytes of the end of a file in which a cause is looked for; earlier attempts wrote into the same file."""
+
+_STOPPED = tuple(f"exit code {code}" for code in (ExitCode.STOPPED_SAVED.value, ExitCode.STOPPED_NOT_SAVED.value))
+"""How srun words the end of a rank that was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +51,23 @@ def gather(sweep: SweepDir, state: RunState, rank: int | None = None) -> Evidenc
     chosen = first if rank is None else rank
     if chosen != first:
         task, record = None, next((r for r in _latest(rundir) if r.get("rank") == rank), None)
-    files = (rundir.log(chosen), *job_files(sweep, state, chosen))
+    files = [rundir.log(chosen), *job_files(sweep, state, chosen)]
+    if rank is None and chosen:  # a rank that was killed before it said anything: then what rank 0 saw
+        files += [rundir.log(0), *job_files(sweep, state, 0)]
     host = task.host if task else str((record or {}).get("host") or state.node)
     ended = state.state in ("FAILED", "STALLED", "PREEMPTED", "CANCELLED")
     cause = _cause(state, record, task, [*files, *job_files(sweep, state, 0)]) if ended else None
-    return Evidence(chosen, host, record is not None or task is not None, files, cause)
+    return Evidence(chosen, host, record is not None or task is not None, tuple(files), cause)
 
 
 def _first_task(sweep: SweepDir, state: RunState) -> FirstTask | None:
     """What srun says of a run that failed; it prints where rank 0 does."""
-    if state.state != "FAILED":
+    # A rank that was killed makes srun stop the others, and these may save and call it a stop on request.
+    if state.state != "FAILED" and (state.state, state.slurm) != ("PREEMPTED", "FAILED"):
         return None
     errors = (tail_of(file) for file in job_files(sweep, state, 0) if file.suffix == ".err")
-    return next((task for text in errors if (task := first_task(text))), None)
+    found = next((task for text in errors if (task := first_task(text))), None)
+    return None if found and found.how.endswith(_STOPPED) else found
 
 
 def _cause(
@@ -67,7 +75,7 @@ def _cause(
 ) -> Cause | None:
     if state.state == "CANCELLED":
         return Cause("cancelled", "the same command goes on")
-    if state.state == "PREEMPTED" and record is None:
+    if state.state == "PREEMPTED" and record is None and task is None:
         return cause_of([], None, state.slurm) or Cause("stopped on request", "the same command goes on")
     # What was printed before what was logged: srun and our own one line for an error are there.
     printed = [tail_of(file) for file in sorted(dict.fromkeys(files), key=lambda file: file.suffix != ".err")]
