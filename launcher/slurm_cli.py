@@ -1,4 +1,4 @@
-"""Slurm's commands: the only place that calls sbatch, squeue, sacct, scontrol, scancel.
+"""Slurm's commands: the only place that calls sbatch, squeue, sacct, sacctmgr, scontrol, scancel.
 
 Formats are fixed and parsed by position; never ``--json``, which differs from version to version. Manual pages:
 sbatch(1), squeue(1), sacct(1), scontrol(1), scancel(1) of Slurm 22.05.
@@ -6,6 +6,7 @@ sbatch(1), squeue(1), sacct(1), scontrol(1), scancel(1) of Slurm 22.05.
 
 from __future__ import annotations
 
+import getpass
 import logging
 import re
 import shutil
@@ -28,6 +29,7 @@ _AWAY = re.compile(
 )
 _LIMIT = re.compile(r"job submit limit|MaxSubmitJobs|MaxSubmitJob|temporarily unable to accept", re.IGNORECASE)
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|slurmdbd|accounting_storage", re.IGNORECASE)
+_ARRAY = re.compile(r"(?P<array>\d+)_\[(?P<ranges>\d+(?:-\d+(?::\d+)?)?(?:,\d+(?:-\d+(?::\d+)?)?)*)(?:%\d+)?\]")
 _CALL_S = 60.0
 """Longest time of one command."""
 _PAUSES_S = (2.0, 5.0)
@@ -73,6 +75,29 @@ def require_slurm(env: Mapping[str, str]) -> None:
         raise _no_slurm("sbatch")
 
 
+def elements(job_id: str) -> list[str]:
+    """The jobs that one name of sacct stands for: ``12_[0-1,7%4]`` are 12_0, 12_1 and 12_7; others only themselves.
+
+    Elements of an array that were never started share one record.
+    """
+    found = _ARRAY.fullmatch(job_id)
+    if found is None:
+        return [job_id]
+    names = []
+    for part in found["ranges"].split(","):
+        first, _, rest = part.partition("-")
+        last, _, step = rest.partition(":")
+        indexes = range(int(first), int(last or first) + 1, int(step or 1))
+        names += [f"{found['array']}_{index}" for index in indexes]
+    return names
+
+
+def missing_commands(env: Mapping[str, str]) -> list[str]:
+    """Those of Slurm's commands that are not on PATH and that we or our jobs cannot do without."""
+    names = ("sbatch", "squeue", "scontrol", "scancel", "srun")
+    return [name for name in names if shutil.which(name, path=env.get("PATH")) is None]
+
+
 def _no_slurm(name: str) -> UserError:
     return UserError(f"{name}: there is no Slurm on PATH; log in to a cluster, or try one here: python -m slurm up")
 
@@ -92,11 +117,17 @@ def with_patience(call: Callable[[], T]) -> T:
     return call()
 
 
+def _settings(line: str) -> dict[str, str]:
+    """``A=1 B=2`` as a mapping."""
+    return {name: value for name, sign, value in (word.partition("=") for word in line.split()) if sign}
+
+
 class Slurm:
     """Slurm's commands with one environment, which says which cluster they reach."""
 
-    def __init__(self, env: Mapping[str, str], slurm_conf: str | None = None) -> None:
-        """``slurm_conf`` is used where ``env`` has no SLURM_CONF."""
+    def __init__(self, env: Mapping[str, str], slurm_conf: str | None = None, *, patient: bool = True) -> None:
+        """``slurm_conf`` is used where ``env`` has no SLURM_CONF; who is not ``patient`` asks once only."""
+        self._patient = patient
         self.slurm_conf = env.get("SLURM_CONF") or slurm_conf
         self._env = dict(env) | ({"SLURM_CONF": self.slurm_conf} if self.slurm_conf else {})
         # Inside a job these would stand for options that the new job was not given (sbatch(1), INPUT ENVIRONMENT).
@@ -104,6 +135,7 @@ class Slurm:
         ours = ("SBATCH_", "SLURM_", "SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_")
         for name in [n for n in self._env if n.startswith(ours) and n != "SLURM_CONF"]:
             del self._env[name]
+        self._env["SLURM_BITSTR_LEN"] = "0"  # or the elements of an array are cut to 64 letters (sacct(1))
 
     def sbatch(self, script: Path, options: Sequence[str] = (), keep_open: Iterable[int] = ()) -> str:
         """Submit ``script``, once; returns the job's id.
@@ -134,6 +166,33 @@ class Slurm:
         lines = (line.partition("=") for line in self._call("scontrol", "show", "config").splitlines())
         return {name.strip(): value.strip() for name, _, value in lines if value}
 
+    def version(self) -> str:
+        """Of Slurm's commands, ``22.05.8``; slurmctld is not asked."""
+        return self._call("sbatch", "--version").strip().rpartition(" ")[2]
+
+    def partitions(self) -> dict[str, dict[str, str]]:
+        """``scontrol show partition``: settings of each partition by its name."""
+        found = (_settings(line) for line in self._call("scontrol", "show", "partition", "--oneliner").splitlines())
+        return {settings["PartitionName"]: settings for settings in found if "PartitionName" in settings}
+
+    def show_job(self, job_id: str) -> dict[str, str]:
+        """``scontrol show job``: what slurmctld knows of one job; values with blanks in them are cut.
+
+        Raises:
+            SlurmError: it has forgotten the job.
+        """
+        return _settings(self._call("scontrol", "show", "job", "--oneliner", job_id).partition("\n")[0])
+
+    def submit_limits(self) -> list[tuple[str, str, int]]:
+        """Account, partition (empty: any) and MaxSubmitJobs of each association of this user that has such a limit.
+
+        Raises:
+            SlurmError: accounting is off, or slurmdbd does not answer.
+        """
+        words = ("sacctmgr", "--noheader", "--parsable2", "show", "association", f"user={getpass.getuser()}")
+        lines = [line.split("|") for line in self._call(*words, "format=Account,Partition,MaxSubmitJobs").splitlines()]
+        return [(line[0], line[1], int(line[2])) for line in lines if len(line) == 3 and line[2].isdigit()]
+
     def queue(self) -> dict[str, QueuedJob]:
         """Every job of this user that Slurm remembers, finished ones for some minutes too; elements of arrays apart."""
         fields = "%i|%T|%r|%S|%M|%N|%o"
@@ -146,7 +205,7 @@ class Slurm:
         wanted = sorted({job_id.partition("_")[0] for job_id in job_ids})
         if not wanted:
             return {}
-        words = ("--allocations", "--noheader", "--parsable2", "--array", "--format=JobID,State")
+        words = ("--allocations", "--noheader", "--parsable2", "--format=JobID,State")
         try:
             answer = self._call("sacct", *words, f"--jobs={','.join(wanted)}")
         except SlurmError as error:
@@ -154,7 +213,8 @@ class Slurm:
                 return {}
             raise
         lines = (line.partition("|") for line in answer.splitlines())
-        return {job_id: state.partition(" ")[0] for job_id, _, state in lines if state}
+        found = ((job_id, state.partition(" ")[0]) for job_id, _, state in lines if state)
+        return {element: state for job_id, state in found for element in elements(job_id)}
 
     def submitted_as(self, script: Path) -> str | None:
         """Id of the job whose batch script is ``script``, from the queue or, with accounting, from the past.
@@ -181,10 +241,14 @@ class Slurm:
 
     def _call(self, *words: str, stderr: bool = False) -> str:
         """What a command prints."""
-        return with_patience(lambda: self._call_once(words, stderr))
+        return (
+            with_patience(lambda: self._call_once(words, stderr)) if self._patient else self._call_once(words, stderr)
+        )
 
     def _call_once(self, words: tuple[str, ...], stderr: bool, keep_open: tuple[int, ...] = ()) -> str:
         name = words[0]
+        if self.slurm_conf and not Path(self.slurm_conf).exists():  # Slurm would look for it for a minute
+            raise SlurmError(f"SLURM_CONF={self.slurm_conf}: there is no such file; is the cluster up?")
         try:
             done = subprocess.run(
                 words, env=self._env, capture_output=True, text=True, timeout=_CALL_S, check=False, pass_fds=keep_open,

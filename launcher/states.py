@@ -1,13 +1,11 @@
-"""What became of each run: told by our own files first, then by one call to Slurm for all of them."""
+"""What became of each run: told by our own files first, then by one look at Slurm for all of them."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
-from launcher.runtime.rundir import RunDir
+from launcher.own_files import OwnFiles, own_files
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import QueuedJob, Slurm
 
@@ -18,6 +16,7 @@ _GOING = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNA
 _WORDS = {
     "TIMEOUT": "out of time", "NODE_FAIL": "its node failed", "OUT_OF_MEMORY": "out of memory",
     "PREEMPTED": "preempted and not requeued", "BOOT_FAIL": "its node did not boot", "DEADLINE": "past its deadline",
+    "FAILED": "its job failed; logs may tell why",
     "COMPLETED": "the job ended without an error and without a result",
 }  # fmt: skip
 _GONE = "its process is gone; the same command goes on"
@@ -46,6 +45,13 @@ class RunState:
     """Why it waits, or how it ended."""
     start: str = ""
     """When it is expected to start, where it waits and Slurm knows; local time of the cluster."""
+    slurm: str = ""
+    """Slurm's own state of its job; empty: it was not asked, or has forgotten it."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing changes any more by itself: no job and no process is there for it."""
+        return self.state not in ACTIVE or (self.state == "STALLED" and self.job_id is None)
 
     @property
     def is_active(self) -> bool:
@@ -54,34 +60,28 @@ class RunState:
 
 
 @dataclass(frozen=True)
-class _Own:
-    """What a run's own files say."""
+class SlurmsWord:
+    """What Slurm says of many jobs, asked once."""
 
-    rundir: RunDir
-    overrides: tuple[str, ...]
-    status: Mapping[str, Any]
-    starts: Sequence[Mapping[str, Any]]
-    job_id: str | None
-    """Of its newest submission."""
+    queue: Mapping[str, QueuedJob] = field(default_factory=dict)
+    past: Mapping[str, str] = field(default_factory=dict)
+    """Final states of jobs that squeue has forgotten; empty without accounting."""
+    known: bool = False
+    """Whether Slurm was asked and answered."""
 
-    @property
-    def state(self) -> str | None:
-        state = self.status.get("state")
-        return None if state is None else str(state)
+    def job(self, own: OwnFiles) -> QueuedJob | None:
+        """A run's job in the queue: one of its number and with its script, not another cluster's of that number."""
+        name = own.job_id or ""
+        array = name.partition("_")[0]
+        if name not in self.queue and not own.started:
+            name = array  # squeue's one line for all elements that were cancelled before they began
+        job = self.queue.get(name)
+        return job if job and own.owns(job.command) else None
 
-    @property
-    def started(self) -> bool:
-        """Whether the newest submission's job has begun."""
-        return any(start.get("job_id") == self.job_id for start in self.starts)
-
-    @property
-    def needs_slurm(self) -> bool:
-        """Whether Slurm may know more."""
-        done = self.state == "COMPLETED" or (self.state == "FAILED" and self.started)
-        return self.job_id is not None and not done
-
-    def silent_for(self, seconds: float) -> bool:
-        return time.time() - float(self.status.get("heartbeat") or 0) > seconds
+    def state(self, own: OwnFiles) -> str:
+        """Slurm's state of a run's job; empty: it says nothing."""
+        job = self.job(own)
+        return job.state if job else self.past.get(own.job_id or "", "")
 
 
 def run_states(sweep: SweepDir, slurm: Slurm | None, only: Collection[str] | None = None) -> list[RunState]:
@@ -94,37 +94,31 @@ def run_states(sweep: SweepDir, slurm: Slurm | None, only: Collection[str] | Non
     Raises:
         SlurmError: Slurm does not answer.
     """
-    runs = _own_files(sweep, only)
-    cancelled = sweep.read_cancelled()
-    asked = [own.job_id for own in runs if own.needs_slurm and own.job_id is not None]
-    queue: Mapping[str, QueuedJob] = slurm.queue() if slurm and asked else {}
-    forgotten = [job_id for job_id in asked if job_id not in queue]
-    past = slurm.history(forgotten) if slurm and forgotten else {}
-    return [_row(own, queue, past, cancelled, known=slurm is not None) for own in runs]
+    runs = own_files(sweep, only)
+    word = ask(slurm, runs) if slurm else SlurmsWord()
+    return [row(own, word) for own in runs]
 
 
-def _own_files(sweep: SweepDir, only: Collection[str] | None) -> list[_Own]:
-    members = {run_id: tuple(overrides) for run_id, overrides in sweep.read_members().items()}
-    for plan in sorted(sweep.path.glob("*/plan.json")):  # runs that were trained without a queue
-        members.setdefault(plan.parent.name, ())
-    jobs = {run: job for s in sweep.read_submissions() if s.job_id and not s.withdrawn for run, job in s.jobs()}
-    found = []
-    for run_id, overrides in members.items():
-        if only is None or run_id in only:
-            rundir = sweep.run(run_id)
-            starts = [event for event in rundir.attempt_events() if event.get("event") == "start"]
-            found.append(_Own(rundir, overrides, rundir.read(rundir.status) or {}, starts, jobs.get(run_id)))
-    return found
+def ask(slurm: Slurm, runs: Iterable[OwnFiles]) -> SlurmsWord:
+    """One call of squeue for all of ``runs``, and one of sacct for those that it has forgotten; none if none needs it.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    asked = [own for own in runs if own.needs_slurm]
+    queue: Mapping[str, QueuedJob] = slurm.queue() if asked else {}
+    forgotten = [str(own.job_id) for own in asked if own.job_id not in queue and not own.failed]
+    return SlurmsWord(queue, slurm.history(forgotten) if forgotten else {}, known=True)
 
 
-def _row(
-    own: _Own, queue: Mapping[str, QueuedJob], past: Mapping[str, str], cancelled: Collection[str], known: bool
-) -> RunState:
-    job = queue.get(own.job_id or "")
-    slurms = job.state if job else past.get(own.job_id or "", "")
-    state, reason = _decide(own, slurms, own.job_id in cancelled, known)
+def row(own: OwnFiles, word: SlurmsWord) -> RunState:
+    """One run's row, from what its files say and what Slurm says."""
+    slurms = word.state(own)
+    if own.needs_slurm and word.known and slurms not in (*_WAITING, *_GOING):
+        own = own.again()  # its job may have ended well after its files were read and before Slurm was asked
+    job = word.job(own)
+    state, reason = _decide(own, slurms, word.known)
     waits = state in ("SUBMITTED", "REQUEUED") and job is not None
-    last = own.starts[-1] if own.starts else {}
     return RunState(
         run_id=own.rundir.path.name,
         path=str(own.rundir.path),
@@ -135,13 +129,14 @@ def _row(
         samples_per_s=own.status.get("samples_per_s"),
         attempts=len(own.starts),
         job_id=own.job_id,
-        node=job.nodes if job and job.nodes else ",".join(last.get("hosts") or ()),
+        node=job.nodes if job and job.nodes else own.hosts,
         reason=job.reason if waits and job else reason,
         start=job.start if waits and job and job.start != "N/A" else "",
+        slurm=slurms,
     )
 
 
-def _decide(own: _Own, slurms: str, was_cancelled: bool, known: bool) -> tuple[str, str]:
+def _decide(own: OwnFiles, slurms: str, known: bool) -> tuple[str, str]:
     """State and reason from what our files say and what Slurm says (``slurms``; empty: nothing)."""
     said = str(own.status.get("reason") or "")
     if own.state == "COMPLETED":
@@ -150,26 +145,50 @@ def _decide(own: _Own, slurms: str, was_cancelled: bool, known: bool) -> tuple[s
         return _without_job(own, said)
     if slurms in _WAITING:
         return ("REQUEUED" if own.started else "SUBMITTED"), ""
-    if own.state == "FAILED" and own.started:
-        return "FAILED", said
-    if slurms in _GOING:
+    if slurms in _GOING and not (own.failed and slurms == "COMPLETING"):
         stalled = own.state == "RUNNING" and own.started and own.silent_for(_STALLED_S)
         return ("STALLED", "no sign of life for ten minutes") if stalled else ("RUNNING", "")
-    if slurms == "CANCELLED" or was_cancelled:
+    if own.was_cancelled:
+        return "CANCELLED", said
+    if own.failed:
+        return "FAILED", said
+    if slurms == "CANCELLED":
         return "CANCELLED", said
     if not slurms:
-        if own.started or own.state == "PREEMPTED":
-            return _without_job(own, said)
-        return ("CANCELLED", "left the queue before it began") if known else ("SUBMITTED", "")
+        return _unknown_to_slurm(own, said) if known else _slurm_unknown(own, said)
     if own.state == "PREEMPTED" and own.started:
-        return "PREEMPTED", _WORDS.get(slurms, said)
+        by_itself = slurms in (
+            "COMPLETED",
+            "FAILED",
+        )  # saved, then left with an exit code that Slurm takes for a failure
+        return "PREEMPTED", said if by_itself else _WORDS.get(slurms, said)
     return "FAILED", _WORDS.get(slurms, f"Slurm says {slurms}")
 
 
-def _without_job(own: _Own, said: str) -> tuple[str, str]:
+def _unknown_to_slurm(own: OwnFiles, said: str) -> tuple[str, str]:
+    """Of a run whose job Slurm has forgotten."""
+    if own.state == "PREEMPTED":
+        return "PREEMPTED", said
+    if own.state == "RUNNING" and not own.silent_for(_QUIET_S):
+        return "RUNNING", "Slurm does not know its job, but it gives signs of life"
+    if own.started:  # RUNNING, or nothing at all: whatever ended it left no word
+        return "FAILED", "its job is gone and left no word: killed, or its node was lost"
+    return "CANCELLED", "left the queue before it began"
+
+
+def _slurm_unknown(own: OwnFiles, said: str) -> tuple[str, str]:
+    """Of a run with a job where Slurm was not asked, or did not answer."""
+    if not own.started:
+        return ("PREEMPTED", said) if own.state == "PREEMPTED" else ("SUBMITTED", "")
+    if own.state == "RUNNING" and own.silent_for(_STALLED_S):
+        return "STALLED", "no sign of life for ten minutes"
+    return own.state or "RUNNING", said
+
+
+def _without_job(own: OwnFiles, said: str) -> tuple[str, str]:
     """Of a run that no job of Slurm's is there for."""
     if own.state is None:
-        return "PLANNED", ""
+        return "PLANNED", "its submission was cut off; the same command settles it" if own.cut_off else said
     if own.state == "RUNNING" and own.silent_for(_QUIET_S) and not own.rundir.is_locked():
         return "STALLED", _GONE
     return own.state, said

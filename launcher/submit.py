@@ -160,7 +160,8 @@ class _Batcher:
         write_plans(self._sweep.plans(token), (job.plan.to_json() for job in jobs))
         script = self._write_script(token, len(jobs))
         runs = [job.plan.run_id for job in jobs]
-        self._sweep.add_event("intent", token, runs=runs, slurm_conf=self._slurm.slurm_conf)
+        logs = None if self._logs == self._sweep.job_logs else str(self._logs)
+        self._sweep.add_event("intent", token, runs=runs, slurm_conf=self._slurm.slurm_conf, logs=logs)
         tries = 0
 
         def call() -> str:

@@ -18,10 +18,11 @@ TOP_LEVEL = {
     *PACKAGES, "conf", "tests", "pyproject.toml", "constraints.txt", "README.md", "Makefile", "CHANGELOG.md",
     "CONTRIBUTING.md", "LICENSE", ".ci", ".gitignore",
 }  # fmt: skip
-ENTRIES = ("launcher.run", "launcher.runtime.worker")  # where a process begins: they hand its environment on
-COMMANDS = ("launcher.run", "vlm", "sweeps", "slurm")
+COMMANDS = ("launcher", "launcher.run", "vlm", "sweeps", "slurm")
 
-ENTRIES = ("launcher.run", "launcher.__main__", "launcher.runtime.worker", "hydra_plugins.seemore")
+ENTRIES = (
+    "launcher.run", "launcher.__main__", "launcher.runtime.worker", "launcher.runtime.checkup", "hydra_plugins.seemore"
+)  # fmt: skip
 """Where a process of ours begins: they hand the environment on."""
 
 # A module may import what starts with one of these; the first rule that fits a module holds.
@@ -113,6 +114,7 @@ def test_no_import_cycles():
     "module",
     [
         "launcher.run",
+        "launcher.__main__",
         "launcher.plan",
         "launcher.runtime.worker",
         "launcher.runtime.job",
@@ -125,6 +127,22 @@ def test_importing_loads_neither_torch_nor_pandas(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'pandas') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [["status", "--help"], ["status", "runs"], ["status", "runs", "--json"]])
+def test_status_loads_neither_hydra_nor_pydantic(words, tmp_path):
+    (tmp_path / "runs" / "demo" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "a" / "plan.json").write_text("{}")
+    heavy = ("hydra", "omegaconf", "pydantic", "torch", "pandas", "numpy", "submitit", "rich")
+    code = f"""if True:
+        import sys, launcher.__main__ as door
+        try:
+            door.main({words})
+        except SystemExit:
+            pass
+        print([name for name in {heavy} if name in sys.modules])"""
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines()[-1] == "[]"
 
 
 def test_only_the_named_things_stand_at_the_top():

@@ -24,7 +24,6 @@ class Meter:
 
     def __init__(self, console: Console, visible: bool) -> None:
         self._total: int | None = None
-        self._visible = visible
         self._last_line = float("-inf")
         self._bar: Progress | None = None
         if visible and console.is_terminal:
@@ -45,7 +44,7 @@ class Meter:
             self._bar.update(self._task, completed=step, description=text or None)
         now = time.monotonic()
         due = now - self._last_line >= _LINE_EVERY_S
-        if text and self._visible and not self._bar and (due or important):
+        if text and not self._bar and (due or important):  # into the rank's log also where nobody watches
             self._last_line = now
             log.info("step %d/%s  %s", step, self._total or "?", text)
 

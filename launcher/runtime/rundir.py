@@ -109,6 +109,21 @@ class RunDir:
         """Every rank's reason that is there, in no order."""
         return list(self._start(incarnation).glob("rank*.failed.json"))
 
+    def failure_records(self) -> list[dict[str, Any]]:
+        """What ranks wrote when they failed (rank, host, time, kind, message), oldest first, of all starts.
+
+        ``incarnation`` names the start, and ``after_another`` says that the rank only lost a peer.
+        """
+        records = []
+        for file in self.path.glob("attempts/*/rank*.failed.json"):
+            try:
+                record = self.read(file)
+            except UserError:  # torn by a crash
+                continue
+            if record is not None:
+                records.append({"incarnation": file.parent.name} | record)
+        return sorted(records, key=lambda record: (str(record.get("time")), str(record.get("rank"))))
+
     def checkpoint(self, kind: str, step: int, attempt: int) -> Path:
         """Folder of a checkpoint: kind ``step`` (full state), ``best`` or ``final`` (weights)."""
         return self.checkpoints / f"{kind}-{step:012d}.a{attempt:04d}"
@@ -139,6 +154,16 @@ class RunDir:
                 return False
         except UserError:
             return True
+
+    def lock_holder(self) -> int | None:
+        """Process id of who trains this run on this machine, as the kernel has it (proc(5), /proc/locks)."""
+        try:
+            inode = (self.path / ".lock").stat().st_ino
+            lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        except OSError:
+            return None
+        found = (int(words[4]) for words in lines if words[5].rpartition(":")[2] == str(inode) and words[1] != "->")
+        return next((pid for pid in found if pid > 0), None)
 
     def read(self, path: Path) -> dict[str, Any] | None:
         """A JSON file of this run, or None where it is not there yet.

@@ -30,6 +30,10 @@ class Submission:
     """Slurm's number; None while it is not known whether sbatch got through."""
     withdrawn: bool = False
     """It never reached Slurm, and its runs may be submitted again."""
+    logs: str | None = None
+    """Folder of what its jobs print; None: the sweep's own (``SweepDir.job_logs``)."""
+    time: str = ""
+    """When it was about to be submitted, UTC."""
 
     def job_of(self, run_id: str) -> str:
         """Slurm's name of the job of one of its runs: ``12`` or, for an element of an array, ``12_3``."""
@@ -96,6 +100,10 @@ class SweepDir:
         """One of its runs."""
         return RunDir(self.path / run_id)
 
+    def list_runs(self) -> list[str]:
+        """Ids of the runs that have a folder here, sorted."""
+        return sorted(path.parent.name for path in self.path.glob("*/plan.json"))
+
     @contextmanager
     def locked(self) -> Iterator[int]:
         """Be the only one who submits runs of this sweep. Gives the lock's file descriptor.
@@ -148,19 +156,25 @@ class SweepDir:
         """All submissions, oldest first."""
         found: dict[str, dict[str, Any]] = {}
         for record in read_json_lines(self.submissions):
-            token, event = str(record["token"]), record["event"]
+            token, event = str(record.get("token")), record.get("event")
             if event == "intent":
                 found[token] = {"token": token, "runs": tuple(record["runs"]), "slurm_conf": record["slurm_conf"]}
+                found[token] |= {"logs": record.get("logs"), "time": str(record.get("time"))}
             elif event == "submitted" and token in found:
                 found[token]["job_id"] = str(record["job_id"])
             elif event == "withdrawn" and token in found:
                 found[token]["withdrawn"] = True
         return [Submission(**values) for values in found.values()]
 
+    def job_files(self, submission: Submission, job_id: str, rank: int) -> list[Path]:
+        """What a rank of a job printed and, of rank 0, Slurm's own words: errors first."""
+        folder = Path(submission.logs) if submission.logs else self.job_logs
+        return [folder / f"{job_id}_{rank}_log.{kind}" for kind in ("err", "out")]
+
     def read_cancelled(self) -> set[str]:
         """Slurm's names of the jobs that were cancelled by ``launcher cancel``."""
         events = read_json_lines(self.submissions)
-        return {str(job) for record in events if record["event"] == "cancelled" for job in record["jobs"]}
+        return {str(job) for record in events if record.get("event") == "cancelled" for job in record["jobs"]}
 
 
 def write_plans(path: Path, plans: Iterable[Mapping[str, Any]]) -> None:

@@ -1,0 +1,116 @@
+"""``python -m launcher``: seeing and managing runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from launcher.runtime.errors import guarded
+
+_DESCRIPTION = """\
+See and manage runs; python -m launcher.run starts them.
+
+  python -m launcher status runs/demo          one row a run: state, step, loss, why it waits
+  python -m launcher logs 12_3                 the log of the rank that failed first, and why it did
+  python -m launcher cancel runs/demo          end all of its jobs
+  python -m launcher doctor                    does this cluster do what we rely on?
+
+RUN is a run's folder (runs/<sweep>/<run_id>), its id or the first letters of it, or a job's id like 12 or 12_3.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parsed = _parser().parse_args(arguments)
+    return guarded(lambda: parsed.command(parsed))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m launcher", None, _DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    status = commands.add_parser("status", help="one row a run")
+    folder = "a sweep's folder, a root of sweeps (default: runs), or one run's"
+    status.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help=folder)
+    status.add_argument("--watch", action="store_true", help="draw it anew until nothing changes any more, or Ctrl-C")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(command=_status)
+
+    logs = commands.add_parser("logs", help="what a run's ranks said, first the one that failed first")
+    logs.add_argument("run", metavar="RUN")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run is over, or Ctrl-C")
+    logs.add_argument("--rank", type=_count, metavar="N", help="this rank's log")
+    logs.add_argument("-n", "--lines", type=_count, default=200, metavar="N", help="last lines (200); 0: all")
+    logs.set_defaults(command=_logs)
+
+    cancel = commands.add_parser("cancel", help="end the jobs of runs")
+    cancel.add_argument("targets", nargs="+", metavar="TARGET", help="a sweep's folder, or RUN")
+    cancel.add_argument("--dry-run", action="store_true", help="only say what would be cancelled")
+    cancel.set_defaults(command=_cancel)
+
+    _add_doctor(commands.add_parser("doctor", help="check Slurm's settings, the shared folder and a test job"))
+    return parser
+
+
+def _add_doctor(doctor: argparse.ArgumentParser) -> None:
+    doctor.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="where runs go (default: runs)")
+    doctor.add_argument("--nodes", type=_positive, default=2, metavar="N", help="nodes of the test job (2)")
+    doctor.add_argument("--gpus", type=_count, default=0, metavar="N", help="GPUs on each of them, tried with NCCL (0)")
+    for name in ("partition", "account", "qos", "constraint"):
+        doctor.add_argument(f"--{name}", metavar=name[0].upper(), help=f"{name} of the test job")
+    doctor.add_argument("--interface", metavar="NAME", help="network interface of the all-reduce (default: torch's)")
+    doctor.add_argument("--python", default=sys.executable, metavar="PATH", help="Python on the nodes (this one)")
+    doctor.add_argument("--patience", type=_positive, default=120, metavar="S", help="wait so long for its start (120)")
+    doctor.add_argument("--no-job", action="store_true", help="look at settings and the folder only")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(command=_doctor)
+
+
+def _count(text: str) -> int:
+    """A whole number from 0."""
+    if not 0 <= int(text) < 2**31:
+        raise ValueError
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    """A whole number above 0."""
+    if not 0 < int(text) < 2**31:
+        raise ValueError
+    return int(text)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from launcher.status import show_status
+
+    return show_status(args.folder, os.environ, watch=args.watch, as_json=args.json)
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from launcher.logs import show_logs
+
+    return show_logs(args.run, Path.cwd(), os.environ, rank=args.rank, lines=args.lines, follow=args.follow)
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    from launcher.cancel import cancel
+
+    return cancel(args.targets, Path.cwd(), os.environ, dry_run=args.dry_run)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from launcher.doctor import Wish, examine
+
+    options = {name: getattr(args, name) for name in ("partition", "account", "qos", "constraint")}
+    wish = Wish(
+        root=args.root, nodes=args.nodes, gpus=args.gpus, python=args.python, patience_s=args.patience,
+        interface=args.interface, options={name: value for name, value in options.items() if value is not None},
+    )  # fmt: skip
+    return examine(wish, os.environ, with_job=not args.no_job, as_json=args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

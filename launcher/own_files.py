@@ -1,0 +1,119 @@
+"""What our own files say of each run of a sweep, before Slurm is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.runtime.errors import UserError
+from launcher.runtime.rundir import RunDir
+from launcher.runtime.sweepdir import Submission, SweepDir
+
+
+@dataclass(frozen=True)
+class OwnFiles:
+    """What a run's own files say."""
+
+    rundir: RunDir
+    overrides: tuple[str, ...]
+    job_id: str | None
+    """Of its newest submission that Slurm took."""
+    submission: Submission | None
+    """That submission."""
+    was_cancelled: bool
+    """Whether ``launcher cancel`` was told to cancel that job."""
+    cut_off: bool
+    """Whether a submission of it is written down of which it is not known what became."""
+    status: Mapping[str, Any]
+    events: Sequence[Mapping[str, Any]]
+    """Starts and ends of its attempts."""
+
+    @property
+    def state(self) -> str | None:
+        """As ``status.json`` has it."""
+        state = self.status.get("state")
+        return None if state is None else str(state)
+
+    @property
+    def starts(self) -> list[Mapping[str, Any]]:
+        """One for each attempt."""
+        return [event for event in self.events if event.get("event") == "start"]
+
+    @property
+    def started(self) -> bool:
+        """Whether the newest submission's job has begun."""
+        return any(str(start.get("job_id")) == self.job_id for start in self.starts)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the newest submission's job, not an earlier one, has written FAILED."""
+        return self.state == "FAILED" and self.started
+
+    @property
+    def hosts(self) -> str:
+        """Where its newest attempt runs or ran."""
+        starts = self.starts
+        hosts = starts[-1].get("hosts") if starts else None
+        return ",".join(map(str, hosts)) if isinstance(hosts, list) else str(hosts or "")
+
+    @property
+    def needs_slurm(self) -> bool:
+        """Whether Slurm may know more. Of a run that FAILED too: Slurm may have requeued its job (a node failed)."""
+        return self.job_id is not None and self.state != "COMPLETED"
+
+    @property
+    def slurm_conf(self) -> str | None:
+        """``SLURM_CONF`` of the newest submission; None: the default cluster."""
+        return self.submission.slurm_conf if self.submission else None
+
+    def owns(self, script: str) -> bool:
+        """Whether ``script``, a job's in Slurm's words, is that of the newest submission: numbers differ by cluster."""
+        return self.submission is None or script in ("", "(null)") or Path(script).stem == self.submission.token
+
+    def silent_for(self, seconds: float) -> bool:
+        """Whether there was no sign of life for so long."""
+        heartbeat = self.status.get("heartbeat")
+        return time.time() - (heartbeat if isinstance(heartbeat, int | float) else 0) > seconds
+
+    def again(self) -> OwnFiles:
+        """The same run, its files read anew."""
+        return dataclasses.replace(self, status=_status(self.rundir), events=self.rundir.attempt_events())
+
+
+def own_files(sweep: SweepDir, only: Collection[str] | None = None) -> list[OwnFiles]:
+    """What the files of each run of ``sweep`` say, in the order in which the runs were asked for."""
+    members = {run_id: tuple(overrides) for run_id, overrides in sweep.read_members().items()}
+    for run in sweep.list_runs():  # those that were trained without a queue
+        members.setdefault(run, ())
+    jobs: dict[str, tuple[str, Submission]] = {}
+    cut_off: set[str] = set()
+    for submission in sweep.read_submissions():
+        if submission.job_id and not submission.withdrawn:
+            jobs |= {run: (job, submission) for run, job in submission.jobs()}
+            cut_off.difference_update(submission.runs)
+        elif not submission.withdrawn:
+            cut_off.update(submission.runs)
+    cancelled = sweep.read_cancelled()
+    found = []
+    for run_id, overrides in members.items():
+        if only is None or run_id in only:
+            rundir = sweep.run(run_id)
+            job_id, submission_of = jobs.get(run_id, (None, None))
+            status, events = _status(rundir), rundir.attempt_events()
+            found.append(
+                OwnFiles(
+                    rundir, overrides, job_id, submission_of, job_id in cancelled, run_id in cut_off, status, events
+                )
+            )
+    return found
+
+
+def _status(rundir: RunDir) -> Mapping[str, Any]:
+    try:
+        return rundir.read(rundir.status) or {}
+    except UserError as error:  # one file that cannot be read hides no other run
+        return {"reason": str(error)}
