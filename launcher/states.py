@@ -13,6 +13,8 @@ ACTIVE = ("SUBMITTED", "RUNNING", "REQUEUED", "STALLED")
 """States of a run that a job or a process is there for, or seems to be."""
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _GOING = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+_BROKEN = ("OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL")
+"""Ends that make srun ask the other ranks to stop: that they saved does not make it a stop on request."""
 _WORDS = {
     "TIMEOUT": "out of time", "NODE_FAIL": "its node failed", "OUT_OF_MEMORY": "out of memory",
     "PREEMPTED": "preempted and not requeued", "BOOT_FAIL": "its node did not boot", "DEADLINE": "past its deadline",
@@ -156,12 +158,9 @@ def _decide(own: OwnFiles, slurms: str, known: bool) -> tuple[str, str]:
         return "CANCELLED", said
     if not slurms:
         return _unknown_to_slurm(own, said) if known else _slurm_unknown(own, said)
-    if own.state == "PREEMPTED" and own.started:
-        by_itself = slurms in (
-            "COMPLETED",
-            "FAILED",
-        )  # saved, then left with an exit code that Slurm takes for a failure
-        return "PREEMPTED", said if by_itself else _WORDS.get(slurms, said)
+    if own.state == "PREEMPTED" and own.started and slurms not in _BROKEN:
+        # Where it saved and then left by itself, Slurm takes its exit code for a failure.
+        return "PREEMPTED", said if slurms in ("COMPLETED", "FAILED") else _WORDS.get(slurms, said)
     return "FAILED", _WORDS.get(slurms, f"Slurm says {slurms}")
 
 

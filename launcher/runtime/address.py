@@ -71,7 +71,7 @@ def own_address(world: World, interface: str | None, machine: Machine) -> str:
     if interface is not None:
         here = machine.interfaces()
         if interface not in here:
-            raise UserError(f"site.interface={interface!r}: has no address on {world.host}; there are: {_listed(here)}")
+            raise UserError(f"site.interface={interface!r}: has no address on {world.node}; there are: {_listed(here)}")
         return here[interface]
     if world.nodes == 1:
         return _LOOPBACK
@@ -81,7 +81,7 @@ def own_address(world: World, interface: str | None, machine: Machine) -> str:
     if world.launch_address == _LOOPBACK:  # a cluster whose nodes all stand on this machine
         return _LOOPBACK
     raise UserError(
-        f"{world.host}: none of its addresses can be reached by the {world.nodes} nodes of this job; "
+        f"{world.node}: none of its addresses can be reached by the {world.nodes} nodes of this job; "
         f"set site.interface to one of its network interfaces ({_listed(machine.interfaces())})"
     )
 

@@ -69,7 +69,7 @@ class _Attempt:
         self._plan, self._world, self._number, self._stop = plan, world, number, stop
         self._rundir = plan.rundir
         self._session: Any = None
-        self._hosts = [world.host]
+        self._hosts = [world.node]
         self._begun = False
         self._error: BaseException | None = None
         self._reason, self._code = "", ExitCode.BUG
@@ -79,7 +79,7 @@ class _Attempt:
         from launcher.runtime.distributed import from_all_ranks
 
         started = time.monotonic()
-        self._hosts = list(dict.fromkeys(from_all_ranks(self._world.host)))
+        self._hosts = list(dict.fromkeys(from_all_ranks(self._world.node)))
         self._begin()
         self._session = _session(self._plan, self._world, self._stop, meter, self._number)
         if self._world.is_main:

@@ -36,7 +36,7 @@ def record_failure(rundir: RunDir, world: World, attempt: int, error: BaseExcept
             file,
             {
                 "rank": world.rank,
-                "host": world.host,
+                "host": world.node,
                 "attempt": attempt,
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "kind": type(error).__name__,
@@ -73,7 +73,7 @@ def told(error: Exception, rundir: RunDir, world: World) -> Exception:
         time.sleep(0.05)
         first = first_failure(rundir, world.incarnation)
     if first is None:
-        reason = f"rank {world.rank} on {world.host} lost another rank, which left no word: it was killed, or its node "
+        reason = f"rank {world.rank} on {world.node} lost another rank, which left no word: it was killed, or its node "
         return PeerLost(reason + f"is gone (out of memory? see {rundir.log(0).parent} and the job's own log)")
     where = f"rank {first['rank']} on {first['host']}"
     lost = PeerLost(f"{where} failed first: {first['kind']}: {first['message']}; see {rundir.log(first['rank'])}")

@@ -97,7 +97,7 @@ def _decide(plan: Plan, world: World, interface: str | None, stack: ExitStack) -
         code = getattr(error, "code", ExitCode.BUG)
         if isinstance(error, KeyboardInterrupt):
             code = ExitCode.STOPPED_NOT_SAVED
-        message = f"rank 0 on {world.host}: {error or type(error).__name__}"
+        message = f"rank 0 on {world.node}: {error or type(error).__name__}"
         with suppress(OSError, UserError):  # what led here is told, not this
             announce(world, plan.rundir, Verdict(code=int(code), message=message), interface)
         raise

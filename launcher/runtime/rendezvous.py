@@ -109,7 +109,7 @@ def attend(world: World, rundir: RunDir, timeout_s: float = JOIN_TIMEOUT_S) -> M
         pause = min(2 * pause, _POLL_S[1])
     what = f"rank 0 does not answer at {found['address']}:{found['port']}" if found else f"rank 0 left no {file}"
     how = "whether the nodes reach each other (site.interface)" if found else "whether all nodes see this folder"
-    raise UserError(f"rank {world.rank} on {world.host}: {what} for {timeout_s:g} s; see rank 0's log, and {how}")
+    raise UserError(f"rank {world.rank} on {world.node}: {what} for {timeout_s:g} s; see rank 0's log, and {how}")
 
 
 def forget(world: World, rundir: RunDir) -> None:

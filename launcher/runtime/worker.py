@@ -7,6 +7,7 @@ submitit: what was composed is frozen in the plan. Nothing is printed but errors
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 LINGER_S = 900.0
 """How long a job that has stopped waits for Slurm to end it: longer than any grace period that is in use."""
+_PR_SET_PDEATHSIG = 1
 _STOPPED = (ExitCode.STOPPED_SAVED, ExitCode.STOPPED_NOT_SAVED)
 
 
@@ -33,6 +35,8 @@ def main() -> int:
     """The door; returns its exit code (``launcher.runtime.errors.ExitCode``)."""
     stop = StopFlag()
     stop.install()  # before the seconds that importing torch takes
+    if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
+        end_with_parent()
     code = guarded(lambda: _work(_arguments(), stop))
     if code in _STOPPED and _slurm_stopped(os.environ, stop):
         linger(stop, LINGER_S)
@@ -40,6 +44,11 @@ def main() -> int:
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)  # no goodbyes: closing a broken process group can wait for peers that are gone
     return code
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the local queue that started this process is gone, killed or not (prctl(2))."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def linger(stop: StopFlag, timeout_s: float) -> None:

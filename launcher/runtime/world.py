@@ -38,6 +38,11 @@ class World:
     """Where Slurm says that the step was launched (SLURM_LAUNCH_NODE_IPADDR)."""
 
     @property
+    def node(self) -> str:
+        """What people call this node: Slurm's name of it, else the machine's."""
+        return self.node_name or self.host
+
+    @property
     def is_main(self) -> bool:
         """Whether this process writes the files that all ranks share."""
         return self.rank == 0

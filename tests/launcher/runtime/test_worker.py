@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,6 +16,7 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.failures import first_failure
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.worker import linger, read_plan
+from tests.conftest import REPOSITORY
 from tests.launcher.runtime.ranks import ends, queue_env, slurm_env, start, toy_plan, write_plans
 from tests.launcher.runtime.test_rundir import held_elsewhere
 
@@ -160,3 +164,26 @@ def test_a_sigterm_that_came_while_saving_ends_the_wait_at_once():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_rank_saves_and_ends_when_its_queue_is_killed(tmp_path):
+    """The queue is a process that starts a rank and waits; nobody is left to tell the rank anything."""
+    plan = toy_plan(tmp_path, tasks_per_node=1, steps=10**9)
+    plans = write_plans(tmp_path, plan)
+    command = [sys.executable, "-uP", "-m", "launcher.runtime.worker", str(plans)]
+    queue = subprocess.Popen(
+        [sys.executable, "-c", f"import subprocess; subprocess.run({command!r})"],
+        cwd=REPOSITORY, env=os.environ | queue_env(0, 1) | {"PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    _until(lambda: plan.rundir.latest.exists())
+    queue.send_signal(signal.SIGKILL)
+    queue.wait()
+    _until(lambda: plan.rundir.state() == "PREEMPTED")
+    _until(lambda: not plan.rundir.is_locked())
+
+
+def _until(event):
+    deadline = time.monotonic() + 60
+    while not event():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
