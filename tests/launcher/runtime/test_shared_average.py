@@ -63,14 +63,8 @@ def ranks(size: int, *words: str) -> list[tuple[int, str, str]]:
     for rank in range(size):
         variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
         env = ["env", *(f"{k}={v}" for k, v in variables.items()), "MASTER_ADDR=127.0.0.1", f"MASTER_PORT={port}"]
-        started.append(
-            subprocess.Popen(
-                [*env, sys.executable, "-c", textwrap.dedent(_RANK), *words],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )  # fmt: skip
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([*env, sys.executable, "-c", textwrap.dedent(_RANK), *words], **pipes))
     said = [process.communicate(timeout=120) for process in started]
     return [(process.returncode, *words) for process, words in zip(started, said, strict=True)]
 
