@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def test_preemption_warns_requeues_and_runs_again(cluster: Cluster, client: Clie
     assert "was preempted and requeued" in faults.preempt(cluster, job)
     assert wait_until(wrote(lines, "start 1", times=2), 60)
     written = lines.read_text().splitlines()
-    assert [written.count(line) for line in ("USR2 0", "TERM 0")] == [2, 2]
+    assert written.count("USR2 0") == 2 and written.count("TERM 0") >= 2  # Slurm may say it again until they end
     assert written.index("USR2 0") < written.index("TERM 0") < written.index("start 1")
     assert faults.show_job(cluster, job).restarts == 1
     client("scancel", job)
@@ -146,6 +147,8 @@ def test_up_again_says_so_and_mends_what_is_missing(folders, tmp_path: Path):
         assert Cluster(running.layout.folder).up().startswith("it is up already (2 nodes")
         client = client_of(running, tmp_path)
         job = client("sbatch", "--parsable", "--hold", "--wrap", "true").strip()
+        submitted, saved = time.time(), running.layout.state / "job_state"
+        assert wait_until(lambda: saved.exists() and saved.stat().st_mtime > submitted, 30)  # a few seconds later
         for process in running.processes():
             if process.kind == "slurmctld" or process.node == "n2":
                 os.kill(process.pid, signal.SIGKILL)
