@@ -84,25 +84,25 @@ def _positive(text: str) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from launcher.status import show_status
+    from launcher.manage.status import show_status
 
     return show_status(args.folder, os.environ, watch=args.watch, as_json=args.json)
 
 
 def _logs(args: argparse.Namespace) -> int:
-    from launcher.logs import show_logs
+    from launcher.manage.logs import show_logs
 
     return show_logs(args.run, Path.cwd(), os.environ, rank=args.rank, lines=args.lines, follow=args.follow)
 
 
 def _cancel(args: argparse.Namespace) -> int:
-    from launcher.cancel import cancel
+    from launcher.manage.cancel import cancel
 
     return cancel(args.targets, Path.cwd(), os.environ, dry_run=args.dry_run)
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from launcher.doctor import Wish, examine
+    from launcher.doctor.examine import Wish, examine
 
     options = {name: getattr(args, name) for name in ("partition", "account", "qos", "constraint")}
     wish = Wish(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from launcher.environment import environment
-from launcher.resources import Resources, resources_of
 from launcher.runtime.device import has_bf16, resolve_device
 from launcher.runtime.errors import UserError
 from launcher.runtime.identity import run_id
@@ -18,6 +17,7 @@ from launcher.runtime.plan import Facts, Plan, resolve_name
 from launcher.runtime.sections import halves, hashed, nearest, parse
 from launcher.runtime.settings import Settings
 from launcher.schema import HardwareConfig, LaunchConfig, SiteConfig, TaskConfig
+from launcher.submission.resources import Resources, resources_of
 
 _OURS = {f.name for f in dataclasses.fields(Settings)} | {"task", "launch", "hardware", "site"}
 

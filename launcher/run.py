@@ -105,7 +105,7 @@ def _launch(member: Member, stop: StopFlag) -> int:
     """Train here, or hand the one run to its queue: nobody trains on a login node by mistake."""
     if member.launcher == "basic":
         return _train(member, stop).code
-    from launcher.dispatch import dispatch
+    from launcher.submission.dispatch import dispatch
 
     dispatch([member], os.environ, Path.cwd())
     return ExitCode.DONE

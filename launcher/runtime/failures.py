@@ -38,7 +38,7 @@ def record_failure(rundir: RunDir, world: World, attempt: int, error: BaseExcept
                 "rank": world.rank,
                 "host": world.node,
                 "attempt": attempt,
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "time": datetime.now(UTC).isoformat(timespec="microseconds"),
                 "kind": type(error).__name__,
                 "message": str(error),
                 "code": int(code),

@@ -71,9 +71,9 @@ class SweepDir:
         """Snapshots of the code, a folder for each content."""
         return self.path / "code"
 
-    def diff(self, code: str) -> Path:
-        """What was not committed in the snapshot ``code``, as ``git diff`` tells it."""
-        return self.code / f"{code}.diff"
+    def diff(self, diff_id: str) -> Path:
+        """What was not committed when plans with this ``diff_id`` were made, as ``git diff`` tells it."""
+        return self.path / "diffs" / f"{diff_id}.diff"
 
     @property
     def job_logs(self) -> Path:

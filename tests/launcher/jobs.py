@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launcher.resources import resources_of
 from launcher.runtime.plan import Plan
 from launcher.schema import HardwareConfig, SiteConfig
-from launcher.snapshot import Snapshot
-from launcher.submit import Job
+from launcher.submission.resources import resources_of
+from launcher.submission.snapshot import Snapshot
+from launcher.submission.submit import Job
 
 HARDWARE: dict[str, Any] = {
     "device": "cpu", "nodes": 1, "tasks_per_node": 1, "gpus_per_node": None, "cpus_per_task": None, "mem_gb": None,

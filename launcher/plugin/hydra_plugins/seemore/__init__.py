@@ -91,7 +91,7 @@ class QueueLauncher(Launcher):
 
     def launch_members(self, members: Sequence[Any], values_needed: bool = False) -> list[JobReturn]:
         """Launch composed members; the result of each is its metric where it was waited for, else its receipt."""
-        from launcher.dispatch import dispatch
+        from launcher.submission.dispatch import dispatch
 
         values = dispatch(members, os.environ, Path.cwd(), values_needed=values_needed)
         return [

@@ -1,0 +1,1 @@
+"""Examining a cluster: its settings, the folder of runs, and a real job."""

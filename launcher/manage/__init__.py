@@ -1,0 +1,1 @@
+"""Seeing and managing runs: their states, logs, and how to cancel them."""

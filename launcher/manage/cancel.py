@@ -1,0 +1,101 @@
+"""``launcher cancel``: end the jobs of runs, and remember that it was asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from launcher.manage.states import RunState
+from launcher.manage.survey import cluster_of, survey
+from launcher.manage.targets import Target, named
+from launcher.runtime.errors import ExitCode, UserError
+from launcher.runtime.rundir import RunDir
+from launcher.runtime.sweepdir import Submission, SweepDir
+from launcher.slurm_cli import Slurm
+
+_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "PREEMPTED", "PLANNED")
+
+
+def cancel(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, dry_run: bool = False) -> int:
+    """Cancel every queued or running job of the runs that ``words`` stand for, one scancel for each cluster.
+
+    What was asked for is written down first: the runs are CANCELLED, also where Slurm forgets why they ended.
+
+    Returns:
+        The exit code: DONE, or USER_ERROR where a run is trained by a process that only its owner can stop.
+
+    Raises:
+        UserError: a word stands for no run, or Slurm does not answer.
+    """
+    seen = survey(_targets(words, cwd), env)
+    if seen.problems:
+        raise UserError(f"{seen.problems[0]}; nothing was cancelled")
+    going = [(sweep, state) for sweep, state in seen.rows if state.state not in _ENDED]
+    jobs = [(sweep, state) for sweep, state in going if state.job_id is not None]
+    found = list(_by_submission(jobs))
+    for sweep, submission, names in found if not dry_run else ():
+        sweep.add_event("cancelled", submission.token, jobs=names)
+    for cluster in dict.fromkeys(cluster_of(submission.slurm_conf, env) for _, submission, _ in found):
+        names = [n for _, s, names in found if cluster_of(s.slurm_conf, env) == cluster for n in names]
+        if not dry_run:
+            Slurm(env, cluster).cancel(compact(names))
+    for sweep, _, names in found:
+        print(f"{'would cancel' if dry_run else 'cancelled'} {len(names)} of {sweep.path}: {' '.join(compact(names))}")
+    if not jobs:
+        print("no job of theirs is queued or runs", file=sys.stderr)
+    local = [state for _, state in going if state.job_id is None and RunDir(Path(state.path)).is_locked()]
+    for state in local:
+        print(_how_to_stop(state), file=sys.stderr)
+    return ExitCode.USER_ERROR if local else ExitCode.DONE
+
+
+def _targets(words: Sequence[str], cwd: Path) -> list[Target]:
+    """What all of ``words`` stand for, each run once, by whatever names."""
+    wanted: dict[Path, tuple[SweepDir, dict[str, None]]] = {}
+    for target in (target for word in words for target in named(word, cwd)):
+        _, runs = wanted.setdefault(target.sweep.path.resolve(), (target.sweep, {}))
+        runs.update(dict.fromkeys(target.run_ids))
+    return [Target(sweep, tuple(runs)) for sweep, runs in wanted.values()]
+
+
+def _by_submission(
+    jobs: Sequence[tuple[SweepDir, RunState]],
+) -> Iterator[tuple[SweepDir, Submission, list[str]]]:
+    """Each submission that ``jobs`` belong to, with its sweep and those jobs."""
+    for sweep in dict.fromkeys(sweep for sweep, _ in jobs):
+        wanted = {state.job_id for one, state in jobs if one == sweep}
+        for submission in sweep.read_submissions():
+            if submission.job_id is not None and not submission.withdrawn:
+                names = [job for _, job in submission.jobs() if job in wanted]
+                if names:
+                    yield sweep, submission, names
+
+
+def compact(job_ids: Iterable[str]) -> list[str]:
+    """``12_0 12_1 12_2 7`` as ``12_[0-2] 7``, which scancel takes as one request for each array (scancel(1))."""
+    arrays: dict[str, list[int]] = {}
+    for job_id in job_ids:
+        array, _, index = job_id.partition("_")
+        arrays.setdefault(array, []).extend([int(index)] if index else [])
+    names = {array: _ranges(indexes) for array, indexes in arrays.items()}
+    return [
+        array if not ranges else f"{array}_{ranges}" if ranges.isdigit() else f"{array}_[{ranges}]"
+        for array, ranges in names.items()
+    ]
+
+
+def _ranges(indexes: Iterable[int]) -> str:
+    runs: list[list[int]] = []
+    for index in sorted(set(indexes)):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _how_to_stop(state: RunState) -> str:
+    pid = RunDir(Path(state.path)).lock_holder()
+    how = f"kill -INT {pid}" if pid else "press Ctrl-C there, or send it SIGINT"
+    return f"{state.path}: trained by a process of this machine, not by a job; stop it where it was started: {how}"

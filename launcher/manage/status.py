@@ -1,0 +1,114 @@
+"""``launcher status``: one row a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.manage.survey import Survey, survey
+from launcher.manage.table import COLOURS, lines, records
+from launcher.manage.targets import below
+from launcher.runtime.errors import ExitCode
+from launcher.submission.waiting import count
+
+if TYPE_CHECKING:  # rich is imported where there is a terminal to draw on
+    from rich.text import Text
+
+_LOOK_EVERY_S = 2.0
+_ORDER = ("STALLED", "RUNNING", "REQUEUED", "FAILED", "PREEMPTED", "SUBMITTED", "CANCELLED", "PLANNED", "COMPLETED")
+"""What is worth a line first, where not all runs fit on the screen."""
+
+
+def show_status(folder: Path, env: Mapping[str, str], *, watch: bool, as_json: bool) -> int:
+    """Print the state of every run that ``folder`` stands for; returns the exit code.
+
+    Args:
+        watch: draw it anew until nothing changes any more, or Ctrl-C; without a terminal, a line of counts when they
+            change.
+
+    Raises:
+        UserError: there is no run.
+    """
+    now = survey(below(folder), env)
+    if not watch:
+        _show(now, as_json)
+        return ExitCode.DONE
+    try:
+        if as_json or not sys.stdout.isatty():
+            now = _tell_changes(now, folder, env, sys.stderr if as_json else sys.stdout)
+            if as_json:
+                _show(now, as_json)
+        else:
+            _draw(now, folder, env)
+    except KeyboardInterrupt:
+        print("no longer watching; the runs go on", file=sys.stderr)
+    return ExitCode.DONE
+
+
+def _show(now: Survey, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(records(now.rows), indent=2))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(highlight=False, soft_wrap=True).print(_coloured(lines(now.rows)))
+    else:
+        print("\n".join(lines(now.rows)))
+    sys.stdout.flush()
+    _say_problems(now)
+    print(count(now.states), file=sys.stderr)
+
+
+def _say_problems(now: Survey) -> None:
+    for problem in now.problems:
+        print(f"{problem}; shown is what the runs' own files say", file=sys.stderr, flush=True)
+
+
+def _coloured(table: Sequence[str]) -> Text:
+    from rich.text import Text
+
+    text = Text("\n".join(table), no_wrap=True, overflow="ellipsis")
+    for state, style in COLOURS.items():
+        text.highlight_regex(rf"(?<=  ){state}(?=  |$|\n)", style)
+    text.stylize("bold", 0, len(table[0]) if table else 0)
+    return text
+
+
+def _tell_changes(now: Survey, folder: Path, env: Mapping[str, str], stream: object) -> Survey:
+    before = ""
+    while True:
+        if (counts := count(now.states)) != before:
+            before = counts
+            print(counts, file=stream, flush=True)  # type: ignore[call-overload]
+            _say_problems(now)
+        if all(state.is_over for state in now.states):
+            return now
+        time.sleep(_LOOK_EVERY_S)
+        now = survey(below(folder), env)
+
+
+def _draw(now: Survey, folder: Path, env: Mapping[str, str]) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(highlight=False), auto_refresh=False) as live:
+        while True:
+            live.update(_screen(now), refresh=True)
+            if all(state.is_over for state in now.states):
+                return
+            time.sleep(_LOOK_EVERY_S)
+            now = survey(below(folder), env)
+
+
+def _screen(now: Survey) -> Text:
+    room = max(1, shutil.get_terminal_size().lines - 4 - len(now.problems))
+    rows = now.rows
+    if len(rows) > room:
+        rows = sorted(rows, key=lambda pair: _ORDER.index(pair[1].state) if pair[1].state in _ORDER else -1)[:room]
+    more = [f"and {len(now.rows) - len(rows)} more"] if len(rows) < len(now.rows) else []
+    return _coloured([*lines(rows), *more, *now.problems, count(now.states)])

@@ -1,0 +1,53 @@
+"""The state of runs of many sweeps: their files, and one look at each cluster that they were submitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from launcher.manage.own_files import OwnFiles, own_files
+from launcher.manage.states import RunState, SlurmsWord, ask, row
+from launcher.manage.targets import Target
+from launcher.runtime.errors import UserError
+from launcher.runtime.sweepdir import SweepDir
+from launcher.slurm_cli import Slurm
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What became of many runs."""
+
+    rows: list[tuple[SweepDir, RunState]]
+    problems: tuple[str, ...]
+    """Why Slurm could not be asked, where it was needed: the rows then tell what our own files say."""
+
+    @property
+    def states(self) -> list[RunState]:
+        """The rows alone."""
+        return [state for _, state in self.rows]
+
+
+def survey(targets: Iterable[Target], env: Mapping[str, str]) -> Survey:
+    """Look at the runs of ``targets``: one squeue, and at most one sacct, for each cluster.
+
+    ``SLURM_CONF`` of ``env`` is stronger than what the runs were submitted with. A Slurm that is away is asked once.
+    """
+    runs = [(target.sweep, own) for target in targets for own in own_files(target.sweep, target.runs)]
+    by_cluster: dict[str | None, list[OwnFiles]] = {}
+    for _, own in runs:
+        by_cluster.setdefault(cluster_of(own.slurm_conf, env), []).append(own)
+    words: dict[str | None, SlurmsWord] = {}
+    problems: list[str] = []
+    for cluster, owns in by_cluster.items():
+        try:
+            words[cluster] = ask(Slurm(env, cluster, patient=False), owns)
+        except UserError as error:
+            words[cluster] = SlurmsWord()
+            problems.append(str(error))
+    rows = [(sweep, row(own, words[cluster_of(own.slurm_conf, env)])) for sweep, own in runs]
+    return Survey(rows, tuple(problems))
+
+
+def cluster_of(slurm_conf: str | None, env: Mapping[str, str]) -> str | None:
+    """The ``SLURM_CONF`` by which a submission's cluster is reached; None: the default one."""
+    return env.get("SLURM_CONF") or slurm_conf

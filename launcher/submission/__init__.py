@@ -1,0 +1,1 @@
+"""From composed members to a queue: resources, batch scripts, snapshots of the code, receipts."""

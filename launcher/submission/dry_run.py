@@ -1,0 +1,73 @@
+"""``launch.dry_run=true``: what would be submitted, and what Slurm says to it; nothing is changed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.runtime.errors import UserError
+from launcher.runtime.sweepdir import SweepDir
+from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit
+from launcher.submission.batch import Batch, script_text
+from launcher.submission.snapshot import Snapshot
+from launcher.submission.submit import Job, by_shape, known, largest_array
+
+
+def show(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, slurm: Slurm | None, logs: Path) -> None:
+    """Print the plan, each shape's batch script and Slurm's answer to ``sbatch --test-only``.
+
+    Args:
+        slurm: None: the runs are processes on this machine.
+        logs: folder of what jobs print.
+
+    Raises:
+        UserError: Slurm would not take one of the shapes, or does not answer.
+    """
+    states = {job.plan.run_id: job.plan.rundir.state() or "PLANNED" for job in jobs}
+    done = {run for run, state in states.items() if state == "COMPLETED"}
+    if slurm:
+        taken = known(sweep, jobs, slurm)
+        states |= {state.run_id: state.state for state in taken}
+        done |= {state.run_id for state in taken}
+    todo = [job for job in jobs if job.plan.run_id not in done]
+    print(f"# {len(jobs)} runs in {sweep.path}, code {snapshot.id} ({len(snapshot.copies)} files)")
+    for job in jobs:
+        print(f"{job.plan.run_id}  {states[job.plan.run_id]:<10} {' '.join(job.overrides)}".rstrip())
+    if slurm is None:
+        return
+    minutes = sum(job.resources.gpus * job.resources.minutes for job in todo)
+    print(f"# {len(todo)} would be submitted; at most {minutes / 60:.1f} GPU-hours by their time limits")
+    limit = largest_array(slurm) if todo else 1
+    shapes = [
+        (shape, Batch.of(sweep, "TOKEN", shape[0].resources, min(len(shape), limit), logs)) for shape in by_shape(todo)
+    ]
+    refused = [said for shape, batch in shapes if (said := _show_shape(len(shape), batch, snapshot, slurm))]
+    if refused:
+        raise UserError("; ".join(refused))
+
+
+def _show_shape(count: int, batch: Batch, snapshot: Snapshot, slurm: Slurm) -> str | None:
+    """Print the (first) array of ``count`` runs of one shape; returns why Slurm would not take it, if so."""
+    text = script_text(batch, snapshot)
+    arrays = -(-count // batch.count)
+    print(f"\n# {count} runs like this{f', in {arrays} arrays' if arrays > 1 else ''}:\n{text.rstrip()}")
+    try:
+        print(f"# sbatch --test-only: {_test(slurm, text)}")
+    except SubmitLimit as error:
+        print(
+            f"# sbatch --test-only: {error}; as many as Slurm takes would be submitted, the same command adds the rest"
+        )
+    except SlurmAway:
+        raise
+    except SlurmError as error:
+        print(f"# refused: {error}")
+        return str(error)
+    return None
+
+
+def _test(slurm: Slurm, text: str) -> str:
+    with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as script:
+        script.write(text)
+        script.flush()
+        return slurm.test(Path(script.name))

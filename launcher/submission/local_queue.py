@@ -1,0 +1,286 @@
+"""``hydra/launcher=submitit_local``: the jobs of a cluster as processes on this machine, a few at a time.
+
+Ranks find each other by the variables that submitit's own local executor sets. Ctrl-C (or SIGTERM) lets every running
+run save and leaves it resumable; a second Ctrl-C kills them.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launcher.runtime.device import visible_gpus
+from launcher.runtime.errors import ExitCode, RunsNotDone, UserError
+from launcher.runtime.rundir import RunDir
+from launcher.runtime.signals import StopFlag
+from launcher.runtime.sweepdir import SweepDir, write_plans
+from launcher.submission.batch import WORKER
+from launcher.submission.snapshot import Snapshot
+from launcher.submission.submit import Job
+
+_LINGER_S = 10.0
+"""Seconds that ranks have to end by themselves after one of them failed."""
+_GRACE_S = 120.0
+"""Seconds that ranks have to save after their time was over; hydra-submitit-launcher's ``signal_delay_s``."""
+_STOPPED = (ExitCode.STOPPED_SAVED, ExitCode.STOPPED_NOT_SAVED)
+
+
+@dataclass
+class _Running:
+    """A run whose ranks live."""
+
+    job: Job
+    ranks: list[subprocess.Popen[bytes]]
+    gpus: list[str]
+    deadline: float
+    """``time.monotonic()`` at which it is asked to stop: its longest time is over."""
+    began: float = field(default_factory=time.time)
+    """Seconds since the epoch: what its files said before is an earlier attempt's word."""
+    kill_at: float = float("inf")
+    """When what still lives is killed."""
+    asked: bool = False
+
+    def signal(self, number: signal.Signals) -> None:
+        for rank in self.ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+
+class _Queue:
+    """Runs in order, at most ``parallel`` at a time, each with its own GPUs."""
+
+    def __init__(
+        self,
+        sweep: SweepDir,
+        jobs: Sequence[Job],
+        snapshot: Snapshot,
+        parallel: int,
+        env: Mapping[str, str],
+        logs: Path,
+    ) -> None:
+        self.codes: dict[str, ExitCode | int] = {}
+        self._sweep, self._jobs, self._snapshot, self._parallel = sweep, list(jobs), snapshot, parallel
+        self._env, self._logs = env, logs
+        self._free_gpus = visible_gpus(env)
+        self._token = f"local-{uuid.uuid4().hex[:12]}"
+        self._running: list[_Running] = []
+        self._next = 0
+        write_plans(sweep.plans(self._token), (job.plan.to_json() for job in self._jobs))
+
+    def run(self, stop: StopFlag) -> None:
+        """Until all are done, or a stop was asked for and every rank has ended."""
+        try:
+            while self._running or (self._next < len(self._jobs) and not stop):
+                while not stop and self._may_start():
+                    self._start(self._next)
+                    self._next += 1
+                self._wait(stop)
+                self._look_after(stop)
+        finally:
+            for running in self._running:  # a second Ctrl-C, or a bug of ours: nothing is left behind
+                running.signal(signal.SIGKILL)
+
+    def _may_start(self) -> bool:
+        if self._next >= len(self._jobs) or len(self._running) >= self._parallel:
+            return False
+        return _gpus(self._jobs[self._next]) <= len(self._free_gpus)
+
+    def _start(self, index: int) -> None:
+        job = self._jobs[index]
+        gpus = [self._free_gpus.pop(0) for _ in range(_gpus(job))]
+        hardware = job.resources.hardware
+        threads = hardware.cpus_per_task or max(1, _cores() // (hardware.tasks_per_node * self._parallel))
+        env = dict(self._env) | {
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_JOB_ID": f"{self._token}_{index}",
+            "SUBMITIT_LOCAL_NTASKS": str(hardware.tasks_per_node),
+            "PYTHONPATH": os.pathsep.join([*map(str, self._snapshot.import_paths), *_path(self._env)]),
+        }
+        env.setdefault("OMP_NUM_THREADS", str(threads))
+        if hardware.device == "cuda":
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        ranks = [self._start_rank(env, index, rank, job) for rank in range(hardware.tasks_per_node)]
+        minutes = job.resources.hardware.time_min
+        deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+        self._running.append(_Running(job, ranks, gpus, deadline))
+        _say(f"[{index + 1}/{len(self._jobs)}] started {_title(job)}")
+
+    def _start_rank(self, env: Mapping[str, str], index: int, rank: int, job: Job) -> subprocess.Popen[bytes]:
+        python = job.resources.site.python
+        words = [*(shlex.split(python) if python else [sys.executable]), "-uP", "-m", WORKER]
+        words += [str(self._sweep.plans(self._token)), "--element", str(index)]
+        place = {"SUBMITIT_LOCAL_GLOBALID": str(rank), "SUBMITIT_LOCAL_LOCALID": str(rank)}
+        name = f"{self._token}_{index}_{rank}_log"
+        joined = bool(job.resources.queue.get("stderr_to_stdout"))
+        with ExitStack() as stack:
+            out = stack.enter_context((self._logs / f"{name}.out").open("ab"))
+            err = out if joined else stack.enter_context((self._logs / f"{name}.err").open("ab"))
+            try:
+                # In a process group of its own: Ctrl-C reaches us, and we pass on one signal to each rank.
+                return subprocess.Popen(
+                    words, env={**env, **place}, cwd=self._snapshot.cwd, stdin=subprocess.DEVNULL, stdout=out,
+                    stderr=err, process_group=0,
+                )  # fmt: skip
+            except (FileNotFoundError, PermissionError) as error:
+                raise UserError(f"site.python={python}: {error.strerror}") from None
+
+    def _wait(self, stop: StopFlag) -> None:
+        """Until a rank ends, or something may be due."""
+        with selectors.DefaultSelector() as selector:
+            opened = [os.pidfd_open(p.pid) for r in self._running for p in r.ranks if p.poll() is None]
+            try:
+                for descriptor in opened:
+                    selector.register(descriptor, selectors.EVENT_READ)
+                selector.select(timeout=0 if stop and not all(r.asked for r in self._running) else 0.5)
+            finally:
+                for descriptor in opened:
+                    os.close(descriptor)
+
+    def _look_after(self, stop: StopFlag) -> None:
+        now = time.monotonic()
+        for running in list(self._running):
+            codes = [rank.poll() for rank in running.ranks]
+            if all(code is not None for code in codes):
+                self._end(running, [code for code in codes if code is not None])
+                continue
+            if (stop or now >= running.deadline) and not running.asked:
+                running.asked = True
+                running.signal(signal.SIGTERM)
+                running.kill_at = float("inf") if stop else now + _GRACE_S
+            failed = any(code and code not in _STOPPED for code in codes)
+            if failed:  # the others wait for it in vain
+                running.kill_at = min(running.kill_at, now + _LINGER_S)
+            if now >= running.kill_at:
+                running.signal(signal.SIGKILL)
+
+    def _end(self, running: _Running, codes: Sequence[int]) -> None:
+        self._running.remove(running)
+        self._free_gpus += running.gpus
+        rundir = running.job.plan.rundir
+        code = _worst(codes)
+        if running.asked and code == 128 + signal.SIGTERM:  # it had not even begun
+            code = ExitCode.STOPPED_SAVED
+        if code != ExitCode.DONE and not rundir.is_locked():  # locked: another command trains it
+            _close_status(rundir, code, codes, running.began)
+        self.codes[rundir.path.name] = code
+        status = rundir.read(rundir.status) or {}
+        state, reason = str(status.get("state") or "FAILED"), str(status.get("reason") or "")
+        _say(f"{state}: {_title(running.job)}{': ' + reason if reason else ''}")
+
+
+def run_all(
+    sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, parallel: int | None, env: Mapping[str, str], logs: Path
+) -> dict[str, float]:
+    """Run those of ``jobs`` that are not done, and wait for them; returns the metric of each by run_id.
+
+    Args:
+        parallel: most at a time; None: one for each set of GPUs, or as the cores allow.
+        logs: folder of what ranks print.
+
+    Raises:
+        UserError: a job needs more than this machine has.
+        RunsNotDone: some failed, or were stopped.
+    """
+    for job in jobs:
+        _require_room(job, env)
+    done = [job for job in jobs if job.plan.rundir.state() == "COMPLETED"]
+    for job in done:
+        print(f"COMPLETED already: {job.plan.rundir.path}")
+    todo = [job for job in jobs if job not in done]
+    if todo:
+        stop = StopFlag()
+        stop.install(hang_up=True)
+        queue = _Queue(sweep, todo, snapshot, parallel or _default_parallel(todo), env, logs)
+        queue.run(stop)
+        _tell(sweep, todo, queue.codes)
+    return {job.plan.run_id: job.plan.rundir.metric() for job in jobs}
+
+
+def _require_room(job: Job, env: Mapping[str, str]) -> None:
+    if job.resources.hardware.nodes > 1:
+        raise UserError(f"hardware.nodes={job.resources.hardware.nodes}: this machine is one node (allowed: 1)")
+    if (wanted := _gpus(job)) > (gpus := len(visible_gpus(env)) if wanted else 0):
+        raise UserError(f"hardware.gpus_per_node={wanted}: this machine shows {gpus} GPUs")
+
+
+def _gpus(job: Job) -> int:
+    return job.resources.gpus if job.resources.hardware.device == "cuda" else 0
+
+
+def _default_parallel(jobs: Sequence[Job]) -> int:
+    if all(job.resources.hardware.device == "cuda" for job in jobs):
+        return len(jobs)  # the GPUs are the limit
+    hardware = [job.resources.hardware for job in jobs]
+    most = max(h.tasks_per_node * (h.cpus_per_task or _cores()) for h in hardware)
+    return max(1, _cores() // most)
+
+
+def _say(text: str) -> None:
+    """On stderr; nobody need be there to read it: a closed terminal or ``| head`` must not end the runs."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _path(env: Mapping[str, str]) -> list[str]:
+    return [env["PYTHONPATH"]] if env.get("PYTHONPATH") else []
+
+
+def _title(job: Job) -> str:
+    return f"{job.plan.run_id} {' '.join(job.overrides)}".rstrip()
+
+
+def _worst(codes: Sequence[int]) -> ExitCode | int:
+    """The code that says most: a failure of its own before one that followed from it, being killed last."""
+    own = [code for code in codes if code > 0]
+    if own:
+        return min(own, key=lambda code: (code in _STOPPED, code))
+    return 128 - min(codes) if min(codes) < 0 else ExitCode.DONE
+
+
+def _close_status(rundir: RunDir, code: int, codes: Sequence[int], began: float) -> None:
+    """Say how a run ended whose ranks could not say it themselves."""
+    status = rundir.read(rundir.status) or {}
+    is_new = float(status.get("heartbeat") or 0) >= began
+    if is_new and status.get("state") in ("FAILED", "PREEMPTED", "COMPLETED"):
+        return
+    state, reason = "PREEMPTED", "stopped before its first step"
+    if code not in _STOPPED:
+        ended = {rank: code for rank, code in enumerate(codes) if code}
+        words = [
+            f"rank {r}: code {c}" if c > 0 else f"rank {r} ended by {signal.Signals(-c).name}" for r, c in ended.items()
+        ]
+        state, reason = "FAILED", ", ".join(words)
+    elif status.get("state"):  # an earlier attempt's word on where it stands still holds
+        state, reason = "PREEMPTED", "stopped on request"
+    rundir.write_status(**(status | {"state": state, "reason": reason, "heartbeat": time.time()}))
+
+
+def _tell(sweep: SweepDir, jobs: Sequence[Job], codes: Mapping[str, int]) -> None:
+    """Raise what the worst of the runs asks for; say where results are."""
+    print(f"{sum(code == 0 for code in codes.values())} of {len(jobs)} runs COMPLETED: {sweep.path}")
+    bad = {run: code for run, code in codes.items() if code != ExitCode.DONE}
+    failed = [run for run, code in bad.items() if code not in _STOPPED]
+    if failed:
+        rundir = sweep.run(failed[0])
+        reason = (rundir.read(rundir.status) or {}).get("reason", "")
+        known = [bad[run] for run in failed if bad[run] in tuple(ExitCode)]
+        words = f"{len(failed)} of {len(jobs)} runs failed; {rundir.path}: {reason}"
+        raise RunsNotDone(words, ExitCode(max(known, default=1)))
+    left = len(jobs) - len(codes)
+    if bad or left:
+        code = ExitCode(max(bad.values(), default=ExitCode.STOPPED_SAVED))
+        raise RunsNotDone(f"stopped: {len(bad)} runs stopped, {left} not begun; the same command goes on", code)

@@ -1,0 +1,210 @@
+"""Submitting: frozen plans on disk first, then one array for each resource shape, and a receipt for each run.
+
+Before sbatch is called an *intent* is written down: a token, and the runs. The batch script's name holds the token, so
+that a command that was cut off is cleared up by the next one: what Slurm has is adopted, what it has not is withdrawn
+and submitted again. Nothing is submitted twice.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.manage.states import RunState, run_states
+from launcher.runtime.errors import UserError
+from launcher.runtime.files import write_json
+from launcher.runtime.plan import Plan
+from launcher.runtime.sweepdir import SweepDir, write_plans
+from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit, with_patience
+from launcher.submission.batch import Batch, script_text
+from launcher.submission.resources import Resources
+from launcher.submission.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is to be submitted."""
+
+    plan: Plan
+    resources: Resources
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of the request for one run."""
+
+    run_id: str
+    state: str
+    """SUBMITTED; PLANNED where Slurm took no more; or what the run was already."""
+    job_id: str | None
+    new: bool
+    """Whether this command submitted it."""
+    reason: str = ""
+    """Slurm's words, where it took no more."""
+
+
+def submit(
+    sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm, snapshot: Snapshot, lock: int, logs: Path
+) -> list[Receipt]:
+    """Submit those of ``jobs`` that are neither done nor queued; the caller holds the sweep's lock.
+
+    Args:
+        lock: descriptor of the lock, which sbatch keeps open.
+        logs: folder of what jobs print.
+
+    Raises:
+        SlurmAway: slurmctld does not answer; what is not submitted stays PLANNED.
+        SlurmError: Slurm would not take a job of this kind.
+    """
+    settle(sweep, slurm)
+    receipts = {state.run_id: state for state in known(sweep, jobs, slurm)}
+    todo = [job for job in jobs if job.plan.run_id not in receipts]
+    answer = {r.run_id: Receipt(r.run_id, r.state, r.job_id, new=False) for r in receipts.values()}
+    if todo:
+        limit = largest_array(slurm)
+        batches = [_Batcher(sweep, shape, snapshot, slurm, lock, logs) for shape in by_shape(todo)]
+        for batcher in batches:  # before anything is queued
+            batcher.test()
+        for batcher in batches:
+            answer |= {receipt.run_id: receipt for receipt in batcher.submit(limit)}
+    return [answer[job.plan.run_id] for job in jobs]
+
+
+def settle(sweep: SweepDir, slurm: Slurm) -> None:
+    """Find out what became of submissions that were cut off: adopt those that Slurm has, withdraw the others."""
+    for submission in sweep.read_submissions():
+        if submission.job_id is not None or submission.withdrawn:
+            continue
+        token = submission.token
+        job_id = _started_as(sweep, token) or slurm.submitted_as(sweep.script(token))
+        if job_id is not None:
+            sweep.add_event("submitted", token, job_id=job_id)
+        else:
+            _withdraw(sweep, token, "Slurm has no such job")
+
+
+def _started_as(sweep: SweepDir, token: str) -> str | None:
+    mark = sweep.started(token)
+    return mark.read_text().strip() or None if mark.exists() else None
+
+
+def _withdraw(sweep: SweepDir, token: str, reason: str) -> None:
+    sweep.withdrawal(token).touch()  # first: should Slurm have it after all, its jobs end at once
+    sweep.add_event("withdrawn", token, reason=reason)
+
+
+def known(sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm) -> list[RunState]:
+    """Runs that are done, or that Slurm has a job for."""
+    submitted = {run for s in sweep.read_submissions() if s.job_id and not s.withdrawn for run in s.runs}
+    seen = {job.plan.run_id for job in jobs if job.plan.run_id in submitted or job.plan.rundir.status.exists()}
+    states = run_states(sweep, slurm, only=seen) if seen else []
+    return [state for state in states if state.state == "COMPLETED" or state.is_active]
+
+
+def by_shape(jobs: Sequence[Job]) -> list[list[Job]]:
+    """``jobs`` in groups that can share an array."""
+    shapes: dict[str, list[Job]] = {}
+    for job in jobs:
+        shapes.setdefault(job.resources.key, []).append(job)
+    return list(shapes.values())
+
+
+def largest_array(slurm: Slurm) -> int:
+    """Most elements of one array: MaxArraySize limits the index, which starts at 0 (slurm.conf(5))."""
+    value = slurm.config().get("MaxArraySize", "")
+    if not value.isdigit() or int(value) < 1:
+        raise SlurmError(f"scontrol show config: MaxArraySize={value!r} is no number")
+    return int(value)
+
+
+class _Batcher:
+    """Submits the runs of one resource shape."""
+
+    def __init__(
+        self, sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, slurm: Slurm, lock: int, logs: Path
+    ) -> None:
+        self._sweep, self._jobs, self._snapshot, self._slurm = sweep, list(jobs), snapshot, slurm
+        self._lock, self._logs = lock, logs
+
+    def test(self) -> None:
+        """See that Slurm would take one of them.
+
+        Raises:
+            SlurmError: it would not.
+        """
+        script = self._write_script(f"test-{uuid.uuid4().hex[:12]}", count=1)
+        try:
+            self._slurm.test(script)
+        except SubmitLimit:
+            return  # not now: they stay planned
+        finally:
+            script.unlink()
+
+    def submit(self, limit: int) -> Iterator[Receipt]:
+        """Submit in arrays of at most ``limit`` elements, smaller ones where Slurm takes no more jobs of this user."""
+        left, size, reason = self._jobs, limit, ""
+        while left and size:
+            chunk = left[: min(size, limit)]
+            try:
+                yield from self._submit(chunk)
+                left = left[len(chunk) :]
+            except SubmitLimit as error:
+                size, reason = len(chunk) // 2, str(error)
+        yield from (Receipt(job.plan.run_id, "PLANNED", None, new=False, reason=reason) for job in left)
+
+    def _submit(self, jobs: Sequence[Job]) -> list[Receipt]:
+        token = uuid.uuid4().hex[:12]
+        write_plans(self._sweep.plans(token), (job.plan.to_json() for job in jobs))
+        script = self._write_script(token, len(jobs))
+        runs = [job.plan.run_id for job in jobs]
+        logs = None if self._logs == self._sweep.job_logs else str(self._logs)
+        self._sweep.add_event("intent", token, runs=runs, slurm_conf=self._slurm.slurm_conf, logs=logs)
+        tries = 0
+
+        def call() -> str:
+            nonlocal tries
+            tries += 1
+            # An answer may have been lost on its way: ask before submitting once more.
+            adopted = self._slurm.submitted_as(script) if tries > 1 else None
+            return adopted or self._slurm.sbatch(script, keep_open=(self._lock,))
+
+        try:
+            job_id = with_patience(call)
+        except SlurmAway as error:  # the intent stays: the next command finds out what became of it
+            raise SlurmAway(f"{error}; the runs stay planned, the same command submits them") from None
+        except SlurmError as error:
+            _withdraw(self._sweep, token, str(error))
+            raise
+        self._sweep.add_event("submitted", token, job_id=job_id)
+        names = [job_id] if len(jobs) == 1 else [f"{job_id}_{index}" for index in range(len(jobs))]
+        return [Receipt(run, "SUBMITTED", name, new=True) for run, name in zip(runs, names, strict=True)]
+
+    def _write_script(self, token: str, count: int) -> Path:
+        sweep, resources = self._sweep, self._jobs[0].resources
+        batch = Batch.of(sweep, token, resources, count, self._logs)
+        script = sweep.script(token)
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(script_text(batch, self._snapshot), encoding="utf-8")
+        return script
+
+
+def claim_folders(jobs: Sequence[Job]) -> None:
+    """Write each new run's ``plan.json``, so that its folder is its own before any job starts.
+
+    Raises:
+        UserError: a folder belongs to a run of another science.
+    """
+    for job in jobs:
+        rundir = job.plan.rundir
+        if rundir.plan.exists():
+            if not job.plan.same_science(Plan.read(rundir)):
+                raise UserError(
+                    f"run directory {rundir.path} belongs to another config; move it away or change launch.name"
+                )
+            continue
+        rundir.path.mkdir(parents=True, exist_ok=True)
+        # Not synced a thousand times: what jobs read are the plans of their submission, which are.
+        write_json(rundir.plan, job.plan.to_json(), durable=False)
