@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     cancel = commands.add_parser("cancel", help="end the jobs of runs")
     cancel.add_argument("targets", nargs="+", metavar="TARGET", help="a sweep's folder, or RUN")
     cancel.add_argument("--dry-run", action="store_true", help="only say what would be cancelled")
+    grace = "seconds that running ones have to save before (60); 0: none"
+    cancel.add_argument("--grace", type=_count, default=60, metavar="S", help=grace)
     cancel.set_defaults(command=_cancel)
 
     _add_doctor(commands.add_parser("doctor", help="check Slurm's settings, the shared folder and a test job"))
@@ -62,7 +64,8 @@ def _add_doctor(doctor: argparse.ArgumentParser) -> None:
     for name in ("partition", "account", "qos", "constraint"):
         doctor.add_argument(f"--{name}", metavar=name[0].upper(), help=f"{name} of the test job")
     doctor.add_argument("--interface", metavar="NAME", help="network interface of the all-reduce (default: torch's)")
-    doctor.add_argument("--python", default=sys.executable, metavar="PATH", help="Python on the nodes (this one)")
+    doctor.add_argument("--python", metavar="PATH", help="Python on the nodes (this one)")
+    doctor.add_argument("--site", metavar="NAME", help="take these from a site, as launcher.run does (LAUNCHER_SITE)")
     doctor.add_argument("--patience", type=_positive, default=120, metavar="S", help="wait so long for its start (120)")
     doctor.add_argument("--no-job", action="store_true", help="look at settings and the folder only")
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -98,18 +101,24 @@ def _logs(args: argparse.Namespace) -> int:
 def _cancel(args: argparse.Namespace) -> int:
     from launcher.manage.cancel import cancel
 
-    return cancel(args.targets, Path.cwd(), os.environ, dry_run=args.dry_run)
+    return cancel(args.targets, Path.cwd(), os.environ, grace_s=args.grace, dry_run=args.dry_run)
 
 
 def _doctor(args: argparse.Namespace) -> int:
     from launcher.doctor.examine import Wish, examine
+    from launcher.plan import compose_site
 
-    options = {name: getattr(args, name) for name in ("partition", "account", "qos", "constraint")}
+    site = compose_site(args.site)
+    options = {
+        name: getattr(args, name) or getattr(site, name) for name in ("partition", "account", "qos", "constraint")
+    }
     wish = Wish(
-        root=args.root, nodes=args.nodes, gpus=args.gpus, python=args.python, patience_s=args.patience,
-        interface=args.interface, options={name: value for name, value in options.items() if value is not None},
+        root=args.root, nodes=args.nodes, gpus=args.gpus, python=args.python or site.python or sys.executable,
+        patience_s=args.patience, interface=args.interface or site.interface,
+        options={name: value for name, value in options.items() if value is not None},
     )  # fmt: skip
-    return examine(wish, os.environ, with_job=not args.no_job, as_json=args.json)
+    slurm_conf = site.slurm_conf and str(Path(site.slurm_conf).expanduser())
+    return examine(wish, os.environ, slurm_conf, with_job=not args.no_job, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,20 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return named
 
 
+def compose_values(overrides: list[str]) -> dict[str, Any]:
+    """What ``python -m launcher.run`` would compose from ``overrides``, as plain values.
+
+    Raises:
+        UserError: Hydra cannot compose it.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        try:
+            return plain(compose(CONFIG_NAME, overrides))
+        except COMPOSITION_ERRORS as error:
+            raise UserError(told(error)) from None
+
+
 def require_printable(key: str, value: Any) -> None:
     """See that a text holds nothing that a terminal or a batch script would take for more than text.
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from launcher.runtime.environment import python_and_packages
 
+_NO_SECRETS = (":(exclude,glob)**/.env*", ":(exclude,glob)**/.env*/**")
+
 
 def environment(cwd: Path) -> dict[str, Any]:
     """A record for ``plan.json`` of what runs started in the folder ``cwd`` use.
@@ -35,7 +37,7 @@ def _worktree(cwd: Path) -> tuple[str | None, bytes]:
     """Commit and uncommitted changes."""
     for folder in (cwd, Path(__file__).parent):
         if sha := _ask_git(folder, "rev-parse", "HEAD"):
-            return sha.decode().strip(), _ask_git(folder, "diff", "--binary", "HEAD") or b""
+            return sha.decode().strip(), _ask_git(folder, "diff", "--binary", "HEAD", "--", ".", *_NO_SECRETS) or b""
     return None, b""
 
 

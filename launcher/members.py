@@ -94,7 +94,7 @@ class Composer:
         value = override.value()
         is_text = isinstance(value, str) and "${" not in value and value != _MISSING
         return (
-            override.type == OverrideType.CHANGE
+            override.type in (OverrideType.CHANGE, OverrideType.FORCE_ADD)  # ++key=value of a key that is there
             and override.package is None
             and override.key_or_group in self._leaves
             and (value is None or is_text or isinstance(value, bool | int | float))

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from launcher.compose import compose_values
 from launcher.environment import environment
 from launcher.runtime.device import has_bf16, resolve_device
 from launcher.runtime.errors import UserError
@@ -51,6 +52,16 @@ def read_sections(values: Mapping[str, Any]) -> Sections:
         raise UserError(f"task.schema={task.schema!r}: should name a dataclass")
     config = parse(schema, {key: value for key, value in values.items() if key not in _OURS})
     return Sections(task, launch, hardware, site, settings, config)
+
+
+def compose_site(name: str | None) -> SiteConfig:
+    """The site ``name``, or the one that a command would take without ``site=…``.
+
+    Raises:
+        UserError: there is no such site, or a key of it does not fit.
+    """
+    values = compose_values([] if name is None else [f"site={name}"])
+    return parse(SiteConfig, _section(values, "site"), "site")
 
 
 def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path) -> Plan:

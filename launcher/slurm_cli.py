@@ -6,6 +6,7 @@ sbatch(1), squeue(1), sacct(1), scontrol(1), scancel(1) of Slurm 22.05.
 
 from __future__ import annotations
 
+import copy
 import getpass
 import logging
 import re
@@ -27,7 +28,9 @@ _AWAY = re.compile(
     r"slurm_load_\w+ error: Unable|Unable to establish controller|Transport endpoint",
     re.IGNORECASE,
 )
-_LIMIT = re.compile(r"job submit limit|MaxSubmitJobs|MaxSubmitJob|temporarily unable to accept", re.IGNORECASE)
+_LIMIT = re.compile(r"job submit limit|MaxSubmitJob|Resource temporarily unavailable", re.IGNORECASE)
+_FULL = b"temporarily unable to accept"
+"""What sbatch says before it sleeps and tries again: slurmctld holds as many jobs as it can (MaxJobCount)."""
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|slurmdbd|accounting_storage", re.IGNORECASE)
 _ARRAY = re.compile(r"(?P<array>\d+)_\[(?P<ranges>\d+(?:-\d+(?::\d+)?)?(?:,\d+(?:-\d+(?::\d+)?)?)*)(?:%\d+)?\]")
 _CALL_S = 60.0
@@ -132,10 +135,16 @@ class Slurm:
         self._env = dict(env) | ({"SLURM_CONF": self.slurm_conf} if self.slurm_conf else {})
         # Inside a job these would stand for options that the new job was not given (sbatch(1), INPUT ENVIRONMENT).
         # And a user's own filters would hide jobs from us (squeue(1), sacct(1), ENVIRONMENT VARIABLES).
-        ours = ("SBATCH_", "SLURM_", "SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_")
-        for name in [n for n in self._env if n.startswith(ours) and n != "SLURM_CONF"]:
+        ours = ["SLURM_", "SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_", *(["SBATCH_"] if "SLURM_JOB_ID" in env else [])]
+        for name in [n for n in self._env if n.startswith(tuple(ours)) and n != "SLURM_CONF"]:
             del self._env[name]
         self._env["SLURM_BITSTR_LEN"] = "0"  # or the elements of an array are cut to 64 letters (sacct(1))
+
+    def once(self) -> Slurm:
+        """The same cluster, asked once where it does not answer."""
+        other = copy.copy(self)
+        other._patient = False
+        return other
 
     def sbatch(self, script: Path, options: Sequence[str] = (), keep_open: Iterable[int] = ()) -> str:
         """Submit ``script``, once; returns the job's id.
@@ -234,6 +243,11 @@ class Slurm:
         lines = (line.partition("|") for line in past.splitlines())
         return next((job_id for job_id, _, line in lines if script.name in line and "--test-only" not in line), None)
 
+    def warn(self, job_ids: Sequence[str]) -> None:
+        """Send the steps of ``job_ids`` the signal that a preemption begins with; the jobs themselves go on."""
+        if job_ids:
+            self._call("scancel", "--quiet", "--signal=USR2", *job_ids)
+
     def cancel(self, job_ids: Sequence[str]) -> None:
         """``scancel`` all of ``job_ids`` in one call; those that ended already do not matter."""
         if job_ids:
@@ -256,7 +270,9 @@ class Slurm:
             )  # fmt: skip
         except FileNotFoundError:
             raise _no_slurm(name) from None
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired as error:
+            if _FULL in (error.stderr or b""):
+                raise SubmitLimit(f"{name}: Slurm holds as many jobs as it can (MaxJobCount)") from None
             raise SlurmAway(f"{name}: no answer within {_CALL_S:.0f} s") from None
         if done.returncode == 0:
             return done.stdout + (done.stderr if stderr else "")

@@ -23,14 +23,17 @@ __all__ = ["Wish", "examine"]
 _STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 
-def examine(wish: Wish, env: Mapping[str, str], *, with_job: bool, as_json: bool) -> int:
+def examine(wish: Wish, env: Mapping[str, str], slurm_conf: str | None = None, *, with_job: bool, as_json: bool) -> int:
     """Print a line for each thing that was looked at; returns the exit code.
+
+    Args:
+        slurm_conf: which cluster, where ``env`` has no SLURM_CONF.
 
     Returns:
         DONE, or USER_ERROR where something will not work.
     """
     found: list[Finding] = []
-    for finding in _findings(wish, env, with_job):
+    for finding in _findings(wish, env, slurm_conf, with_job):
         found.append(finding)
         if not as_json:
             _say(finding)
@@ -54,8 +57,8 @@ def _say(finding: Finding) -> None:
         print(line, flush=True)
 
 
-def _findings(wish: Wish, env: Mapping[str, str], with_job: bool) -> Iterator[Finding]:
-    slurm = Slurm(env, patient=False)
+def _findings(wish: Wish, env: Mapping[str, str], slurm_conf: str | None, with_job: bool) -> Iterator[Finding]:
+    slurm = Slurm(env, slurm_conf, patient=False)
     usable = True
     for finding in _of_slurm(slurm, wish, env):
         usable = usable and finding.verdict != FAIL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,14 +14,19 @@ from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sweepdir import Submission, SweepDir
 from launcher.slurm_cli import Slurm
+from launcher.submission.submit import settle
 
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "PREEMPTED", "PLANNED")
 
 
-def cancel(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, dry_run: bool = False) -> int:
+def cancel(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, grace_s: float, dry_run: bool = False) -> int:
     """Cancel every queued or running job of the runs that ``words`` stand for, one scancel for each cluster.
 
-    What was asked for is written down first: the runs are CANCELLED, also where Slurm forgets why they ended.
+    What was asked for is written down first: the runs are CANCELLED, also where Slurm forgets why they ended. Running
+    ones are asked to save before: scancel itself leaves them KillWait, often less than a save takes (slurm.conf(5)).
+
+    Args:
+        grace_s: longest wait for running ones to save, in seconds; 0: none.
 
     Returns:
         The exit code: DONE, or USER_ERROR where a run is trained by a process that only its owner can stop.
@@ -28,7 +34,11 @@ def cancel(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, dry_run: 
     Raises:
         UserError: a word stands for no run, or Slurm does not answer.
     """
-    seen = survey(_targets(words, cwd), env)
+    targets = _targets(words, cwd)
+    if not dry_run:
+        for target in targets:
+            _clear_up(target.sweep, env)
+    seen = survey(targets, env)
     if seen.problems:
         raise UserError(f"{seen.problems[0]}; nothing was cancelled")
     going = [(sweep, state) for sweep, state in seen.rows if state.state not in _ENDED]
@@ -36,18 +46,44 @@ def cancel(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, dry_run: 
     found = list(_by_submission(jobs))
     for sweep, submission, names in found if not dry_run else ():
         sweep.add_event("cancelled", submission.token, jobs=names)
+    training = {s.job_id: RunDir(Path(s.path)) for _, s in jobs if RunDir(Path(s.path)).state() == "RUNNING"}
     for cluster in dict.fromkeys(cluster_of(submission.slurm_conf, env) for _, submission, _ in found):
         names = [n for _, s, names in found if cluster_of(s.slurm_conf, env) == cluster for n in names]
         if not dry_run:
-            Slurm(env, cluster).cancel(compact(names))
+            slurm = Slurm(env, cluster)
+            if grace_s and (saving := [name for name in names if name in training]):
+                slurm.warn(compact(saving))
+                _let_save([training[name] for name in saving], grace_s)
+            slurm.cancel(compact(names))
     for sweep, _, names in found:
         print(f"{'would cancel' if dry_run else 'cancelled'} {len(names)} of {sweep.path}: {' '.join(compact(names))}")
-    if not jobs:
-        print("no job of theirs is queued or runs", file=sys.stderr)
     local = [state for _, state in going if state.job_id is None and RunDir(Path(state.path)).is_locked()]
+    if not jobs and not local:
+        print("no job of theirs is queued or runs", file=sys.stderr)
     for state in local:
         print(_how_to_stop(state), file=sys.stderr)
     return ExitCode.USER_ERROR if local else ExitCode.DONE
+
+
+def _clear_up(sweep: SweepDir, env: Mapping[str, str]) -> None:
+    """Find out what Slurm has of submissions that were cut off: their jobs are to be cancelled too."""
+    cut_off = [s for s in sweep.read_submissions() if s.job_id is None and not s.withdrawn]
+    if cut_off:
+        with sweep.locked():
+            settle(sweep, Slurm(env, cluster_of(cut_off[0].slurm_conf, env)))
+
+
+def _let_save(runs: Sequence[RunDir], grace_s: float) -> None:
+    """Wait until none of ``runs`` trains any more; Ctrl-C ends the wait."""
+    print(f"{len(runs)} running: asked to save, at most {grace_s:g} s (Ctrl-C: not waited for)", file=sys.stderr)
+    deadline = time.monotonic() + grace_s
+    try:
+        while (left := [run for run in runs if run.state() == "RUNNING"]) and time.monotonic() < deadline:
+            time.sleep(0.1)  # files that other machines write
+    except KeyboardInterrupt:
+        left = list(runs)
+    for run in left:
+        print(f"{run.path}: did not say that it has saved; it goes back to its last checkpoint", file=sys.stderr)
 
 
 def _targets(words: Sequence[str], cwd: Path) -> list[Target]:
@@ -95,7 +131,17 @@ def _ranges(indexes: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
+def _queue_of(worker: int | None) -> int | None:
+    """The local queue that started ``worker``, which would only go on with its next run; itself where there is none."""
+    try:
+        words = Path(f"/proc/{worker}/cmdline").read_bytes().split(b"\0")
+        parent = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return worker
+    return parent if b"launcher.runtime.worker" in words else worker
+
+
 def _how_to_stop(state: RunState) -> str:
-    pid = RunDir(Path(state.path)).lock_holder()
+    pid = _queue_of(RunDir(Path(state.path)).lock_holder())
     how = f"kill -INT {pid}" if pid else "press Ctrl-C there, or send it SIGINT"
     return f"{state.path}: trained by a process of this machine, not by a job; stop it where it was started: {how}"

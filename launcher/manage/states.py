@@ -132,7 +132,7 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
         attempts=len(own.starts),
         job_id=own.job_id,
         node=job.nodes if job and job.nodes else own.hosts,
-        reason=job.reason if waits and job else reason,
+        reason=job.reason.replace("None", "") if waits and job else reason,
         start=job.start if waits and job and job.start != "N/A" else "",
         slurm=slurms,
     )
@@ -148,6 +148,8 @@ def _decide(own: OwnFiles, slurms: str, known: bool) -> tuple[str, str]:
     if slurms in _WAITING:
         return ("REQUEUED" if own.started else "SUBMITTED"), ""
     if slurms in _GOING and not (own.failed and slurms == "COMPLETING"):
+        if own.state == "PREEMPTED" and own.started:
+            return "RUNNING", "saved; waits for Slurm to end or requeue it"
         stalled = own.state == "RUNNING" and own.started and own.silent_for(_STALLED_S)
         return ("STALLED", "no sign of life for ten minutes") if stalled else ("RUNNING", "")
     if own.was_cancelled:

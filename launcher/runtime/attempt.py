@@ -94,8 +94,6 @@ class _Attempt:
         if self._error is not None:
             return self._error
         meant = told(error, self._rundir, self._world) if isinstance(error, Exception) else error
-        if isinstance(meant, PeerLost) and self._stop.first is not None:  # asked to stop, as the other was
-            meant.code = ExitCode.STOPPED_NOT_SAVED
         self._error, self.outcome = meant, None
         if isinstance(meant, UserError | KeyboardInterrupt):
             self._code = getattr(meant, "code", ExitCode.STOPPED_NOT_SAVED)

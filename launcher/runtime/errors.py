@@ -70,8 +70,12 @@ def guarded(command: Callable[[], int]) -> int:
         return ExitCode.STOPPED_NOT_SAVED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f"{error.filename}: " if error.filename else ""
+            where = error.filename2 or error.filename  # of a copy: where it goes
+            where = f"{where}: " if where else ""
             say_error(UserError(f"{where}{error.strerror}; make room, then the same command goes on"))
+            return ExitCode.USER_ERROR
+        if isinstance(error, FileNotFoundError) and error.filename is None:  # os.getcwd()
+            say_error(UserError("the folder in which this command was typed is gone; go to another one"))
             return ExitCode.USER_ERROR
         traceback.print_exc()
         print("this is a bug in seemore-launcher: please report it with the lines above", file=sys.stderr)

@@ -44,6 +44,8 @@ def run_job(plan: Plan, env: MutableMapping[str, str], stop: StopFlag, *, visibl
     world = _world(plan, env)
     interface = plan.hardware.get("interface")
     stop.patient = False  # until there is a step to save
+    if stop:  # asked while torch was being imported
+        raise KeyboardInterrupt
     with ExitStack() as stack:
         stack.callback(setattr, stop, "patient", True)
         meeting = _decide(plan, world, interface, stack) if world.is_main else attend(world, plan.rundir)

@@ -99,6 +99,8 @@ class Session:
         if len(own["rng"]) == self.world.size:  # with other ranks there is nothing to go on with: the task's own seeds
             _set_rng(own["rng"][self.world.rank])
         log.info("continuing after step %d", self.step)
+        if self.world.is_main:
+            self.write_status("RUNNING")  # with the step that it goes on from
         return content
 
     def should_stop(self) -> bool:

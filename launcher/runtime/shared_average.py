@@ -68,7 +68,7 @@ def _shared_by_all(world: World) -> tuple[mmap.mmap, list[int]] | None:
         os.close(shared) if not world.is_main else None
         peers = [os.pidfd_open(place[0]) for rank, place in enumerate(places) if rank != world.rank]
         seen = opened[size - len(expected) :] == expected
-    except OSError:  # ranks in containers of their own, or a kernel without it
+    except (OSError, ValueError):  # ranks in containers of their own, or a kernel without it
         seen = False
     everywhere = all(from_all_ranks(seen))
     if own >= 0:

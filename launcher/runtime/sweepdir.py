@@ -35,10 +35,6 @@ class Submission:
     time: str = ""
     """When it was about to be submitted, UTC."""
 
-    def job_of(self, run_id: str) -> str:
-        """Slurm's name of the job of one of its runs: ``12`` or, for an element of an array, ``12_3``."""
-        return str(self.job_id) if len(self.runs) == 1 else f"{self.job_id}_{self.runs.index(run_id)}"
-
     def jobs(self) -> Iterator[tuple[str, str]]:
         """Each run with Slurm's name of its job."""
         for index, run_id in enumerate(self.runs):

@@ -17,9 +17,9 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.files import write_atomic
 from launcher.runtime.sweepdir import SweepDir
 from launcher.schema import LaunchConfig
-from launcher.slurm_cli import Slurm, require_slurm
+from launcher.slurm_cli import Slurm, SlurmAway, require_slurm
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
-from launcher.submission.submit import Job, Receipt, claim_folders, submit
+from launcher.submission.submit import Job, Receipt, claim_folders, require_accepted, submit, told_apart
 
 LOCAL = "submitit_local"
 """The ``hydra/launcher`` that runs jobs as processes on this machine."""
@@ -51,7 +51,13 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
     jobs = [_job(member, sweep, snapshot, cwd, here) for member in members]
     unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
     if len(unique) < len(jobs):
-        print(f"{len(jobs) - len(unique)} members learn the same as others: run once", file=sys.stderr)
+        print(f"{len(jobs) - len(unique)} of {len(jobs)} members learn the same as others: run once", file=sys.stderr)
+    if members[0].queue.get("max_num_timeout"):
+        print(
+            "hydra.launcher.max_num_timeout: a run out of time saves and stops; the same command goes on",
+            file=sys.stderr,
+        )
+    env = snapshot.without_live_code(env)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)
     if launch.dry_run:
@@ -67,8 +73,15 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
             _record(sweep, unique, snapshot, logs, cwd)
             metrics = run_all(sweep, unique, snapshot, launch.parallel, env, logs)
         return [metrics.get(job.plan.run_id) for job in jobs]
+    away: SlurmAway | None = None
+    try:
+        require_accepted(sweep, unique, slurm, snapshot, logs)  # what Slurm will never take leaves nothing behind
+    except SlurmAway as error:
+        away = error
     with sweep.locked() as lock:
         _record(sweep, unique, snapshot, logs, cwd)
+        if away is not None:
+            raise SlurmAway(f"{away}; the runs stay planned, the same command submits them")
         receipts = {r.run_id: r for r in submit(sweep, unique, slurm, snapshot, lock, logs)}
     _say(sweep, unique, receipts, slurm)
     if launch.wait or values_needed:
@@ -145,12 +158,10 @@ def _record(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, logs: Path
 def _say(sweep: SweepDir, jobs: Sequence[Job], receipts: Mapping[str, Receipt], slurm: Slurm) -> None:
     """Receipts on stdout, what to do next on stderr."""
     new = [receipt for receipt in receipts.values() if receipt.new]
-    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     if len(jobs) <= _SHOWN:
-        for job in jobs:
-            receipt = receipts[job.plan.run_id]
-            varies = " ".join(text for text in job.overrides if text not in shared)
-            print(f"{receipt.state:<10} {receipt.job_id or '-':<12} {receipt.run_id}  {varies}".rstrip())
+        for run_id, differs in told_apart(jobs).items():
+            receipt = receipts[run_id]
+            print(f"{receipt.state:<10} {receipt.job_id or '-':<12} {run_id}  {differs}".rstrip())
     else:
         for state in sorted({receipt.state for receipt in receipts.values()}):
             found = [r for r in receipts.values() if r.state == state]

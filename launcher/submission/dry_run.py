@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit
 from launcher.submission.batch import Batch, script_text
 from launcher.submission.snapshot import Snapshot
-from launcher.submission.submit import Job, by_shape, known, largest_array
+from launcher.submission.submit import Job, by_shape, known, largest_array, test_script, told_apart
 
 
 def show(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, slurm: Slurm | None, logs: Path) -> None:
@@ -32,8 +31,8 @@ def show(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, slurm: Slurm 
         done |= {state.run_id for state in taken}
     todo = [job for job in jobs if job.plan.run_id not in done]
     print(f"# {len(jobs)} runs in {sweep.path}, code {snapshot.id} ({len(snapshot.copies)} files)")
-    for job in jobs:
-        print(f"{job.plan.run_id}  {states[job.plan.run_id]:<10} {' '.join(job.overrides)}".rstrip())
+    for run_id, differs in told_apart(jobs).items():
+        print(f"{run_id}  {states[run_id]:<10} {differs}".rstrip())
     if slurm is None:
         return
     minutes = sum(job.resources.gpus * job.resources.minutes for job in todo)
@@ -53,7 +52,7 @@ def _show_shape(count: int, batch: Batch, snapshot: Snapshot, slurm: Slurm) -> s
     arrays = -(-count // batch.count)
     print(f"\n# {count} runs like this{f', in {arrays} arrays' if arrays > 1 else ''}:\n{text.rstrip()}")
     try:
-        print(f"# sbatch --test-only: {_test(slurm, text)}")
+        print(f"# sbatch --test-only: {test_script(slurm, text)}")
     except SubmitLimit as error:
         print(
             f"# sbatch --test-only: {error}; as many as Slurm takes would be submitted, the same command adds the rest"
@@ -64,10 +63,3 @@ def _show_shape(count: int, batch: Batch, snapshot: Snapshot, slurm: Slurm) -> s
         print(f"# refused: {error}")
         return str(error)
     return None
-
-
-def _test(slurm: Slurm, text: str) -> str:
-    with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as script:
-        script.write(text)
-        script.flush()
-        return slurm.test(Path(script.name))

@@ -26,7 +26,7 @@ from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir, write_plans
 from launcher.submission.batch import WORKER
 from launcher.submission.snapshot import Snapshot
-from launcher.submission.submit import Job
+from launcher.submission.submit import Job, told_apart
 
 _LINGER_S = 10.0
 """Seconds that ranks have to end by themselves after one of them failed."""
@@ -70,7 +70,7 @@ class _Queue:
     ) -> None:
         self.codes: dict[str, ExitCode | int] = {}
         self._sweep, self._jobs, self._snapshot, self._parallel = sweep, list(jobs), snapshot, parallel
-        self._env, self._logs = env, logs
+        self._env, self._logs, self._differs = env, logs, told_apart(jobs)
         self._free_gpus = visible_gpus(env)
         self._token = f"local-{uuid.uuid4().hex[:12]}"
         self._running: list[_Running] = []
@@ -79,16 +79,24 @@ class _Queue:
 
     def run(self, stop: StopFlag) -> None:
         """Until all are done, or a stop was asked for and every rank has ended."""
+        told = False
         try:
             while self._running or (self._next < len(self._jobs) and not stop):
                 while not stop and self._may_start():
                     self._start(self._next)
                     self._next += 1
                 self._wait(stop)
+                if stop and not told and self._running:
+                    told = True
+                    _say(f"stopping: {len(self._running)} runs save first; Ctrl-C again kills them")
                 self._look_after(stop)
         finally:
             for running in self._running:  # a second Ctrl-C, or a bug of ours: nothing is left behind
                 running.signal(signal.SIGKILL)
+                _close_killed(running)
+
+    def _title(self, job: Job) -> str:
+        return f"{job.plan.run_id} {self._differs[job.plan.run_id]}".rstrip()
 
     def _may_start(self) -> bool:
         if self._next >= len(self._jobs) or len(self._running) >= self._parallel:
@@ -113,7 +121,7 @@ class _Queue:
         minutes = job.resources.hardware.time_min
         deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
         self._running.append(_Running(job, ranks, gpus, deadline))
-        _say(f"[{index + 1}/{len(self._jobs)}] started {_title(job)}")
+        _say(f"[{index + 1}/{len(self._jobs)}] started {self._title(job)}")
 
     def _start_rank(self, env: Mapping[str, str], index: int, rank: int, job: Job) -> subprocess.Popen[bytes]:
         python = job.resources.site.python
@@ -175,7 +183,7 @@ class _Queue:
         self.codes[rundir.path.name] = code
         status = rundir.read(rundir.status) or {}
         state, reason = str(status.get("state") or "FAILED"), str(status.get("reason") or "")
-        _say(f"{state}: {_title(running.job)}{': ' + reason if reason else ''}")
+        _say(f"{state}: {self._title(running.job)}{': ' + reason if reason else ''}")
 
 
 def run_all(
@@ -239,16 +247,23 @@ def _path(env: Mapping[str, str]) -> list[str]:
     return [env["PYTHONPATH"]] if env.get("PYTHONPATH") else []
 
 
-def _title(job: Job) -> str:
-    return f"{job.plan.run_id} {' '.join(job.overrides)}".rstrip()
-
-
 def _worst(codes: Sequence[int]) -> ExitCode | int:
     """The code that says most: a failure of its own before one that followed from it, being killed last."""
     own = [code for code in codes if code > 0]
     if own:
         return min(own, key=lambda code: (code in _STOPPED, code))
     return 128 - min(codes) if min(codes) < 0 else ExitCode.DONE
+
+
+def _close_killed(running: _Running) -> None:
+    """Say so for a run that was killed: otherwise it would seem to go on."""
+    for rank in running.ranks:
+        rank.wait()
+    rundir = running.job.plan.rundir
+    status = rundir.read(rundir.status) or {}
+    if status.get("state") == "RUNNING" and not rundir.is_locked():
+        reason = "killed before it had saved; it goes on from its last checkpoint"
+        rundir.write_status(**(status | {"state": "PREEMPTED", "reason": reason}))
 
 
 def _close_status(rundir: RunDir, code: int, codes: Sequence[int], began: float) -> None:

@@ -44,6 +44,11 @@ class Resources:
     queue: dict[str, Any]
     """Parameters of submitit by its own names, without those that are None."""
 
+    def __str__(self) -> str:
+        """What a user would want to see where Slurm refuses it."""
+        shown = [*_FROM_HARDWARE, *_FROM_SITE, "gres", "gpus_per_task", "additional_parameters"]
+        return ", ".join(f"{key}={self.queue[key]}" for key in shown if self.queue.get(key))
+
     @property
     def key(self) -> str:
         """Equal for equal shapes."""

@@ -45,6 +45,16 @@ class Snapshot:
     """Names in the copy, and the files that they are copied from."""
     links: Mapping[str, str] = field(repr=False)
     """Names in the copy that are symbolic links, and what stands in those."""
+    worktree: Path | None = None
+    """What was copied; None: packages alone."""
+
+    def without_live_code(self, env: Mapping[str, str]) -> dict[str, str]:
+        """``env`` without the worktree's own folders in PYTHONPATH: what is not in the copy is not to be imported."""
+        entries = [entry for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
+        kept = [e for e in entries if self.worktree is None or not Path(e).resolve().is_relative_to(self.worktree)]
+        return {name: value for name, value in env.items() if name != "PYTHONPATH"} | (
+            {"PYTHONPATH": os.pathsep.join(kept)} if kept else {}
+        )
 
     def write(self) -> None:
         """Copy aside, make read-only, rename: a snapshot is there whole or not at all, and once for each content.
@@ -101,7 +111,7 @@ def take_snapshot(into: Path, cwd: Path, packages: Iterable[str], leave_out: Pat
     path = into / content_id
     tops = [paths[package].parent for package in paths if package in inside]
     import_paths = tuple(path / folder for folder in _import_folders(folders, worktree, tops, len(inside) < len(paths)))
-    return Snapshot(content_id, path, import_paths, _mapped(cwd, worktree, path, folders), copies, links)
+    return Snapshot(content_id, path, import_paths, _mapped(cwd, worktree, path, folders), copies, links, worktree)
 
 
 def _worktree(cwd: Path) -> Path | None:
@@ -159,9 +169,11 @@ def _sorted_out(worktree: Path, names: Sequence[str]) -> tuple[dict[str, Path], 
             copies[name] = path
             continue
         target = Path(os.path.realpath(path))
+        if _is_secret(target.relative_to(worktree) if target.is_relative_to(worktree) else target):
+            continue
         if target.is_relative_to(worktree) and target.relative_to(worktree) in known:
             links[name] = os.path.relpath(target, path.parent)
-        elif target.is_file() and target.stat().st_size <= _LARGE_BYTES and not _is_secret(Path(target.name)):
+        elif target.is_file() and target.stat().st_size <= _LARGE_BYTES:
             copies[name] = target
         else:
             links[name] = str(target)

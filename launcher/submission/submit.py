@@ -7,6 +7,7 @@ and submitted again. Nothing is submitted twice.
 
 from __future__ import annotations
 
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from launcher.manage.states import RunState, run_states
 from launcher.runtime.errors import UserError
 from launcher.runtime.files import write_json
 from launcher.runtime.plan import Plan
-from launcher.runtime.sweepdir import SweepDir, write_plans
+from launcher.runtime.sweepdir import Submission, SweepDir, write_plans
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit, with_patience
 from launcher.submission.batch import Batch, script_text
 from launcher.submission.resources import Resources
 from launcher.submission.snapshot import Snapshot
+
+_LAUNCHING = ("launch.", "hydra.", "hydra/", "+hydra.", "checkpoint.at_end=")
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,56 @@ def submit(
     answer = {r.run_id: Receipt(r.run_id, r.state, r.job_id, new=False) for r in receipts.values()}
     if todo:
         limit = largest_array(slurm)
-        batches = [_Batcher(sweep, shape, snapshot, slurm, lock, logs) for shape in by_shape(todo)]
-        for batcher in batches:  # before anything is queued
-            batcher.test()
-        for batcher in batches:
+        for shape in by_shape(todo):
+            batcher = _Batcher(sweep, shape, snapshot, slurm, lock, logs)
             answer |= {receipt.run_id: receipt for receipt in batcher.submit(limit)}
     return [answer[job.plan.run_id] for job in jobs]
 
 
+def require_accepted(sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm, snapshot: Snapshot, logs: Path) -> None:
+    """See that Slurm would take a job of each resource shape; writes nothing.
+
+    Raises:
+        SlurmAway: slurmctld does not answer.
+        SlurmError: Slurm would not take it, now or ever.
+    """
+    for shape in by_shape([job for job in jobs if job.plan.rundir.state() != "COMPLETED"]):
+        resources = shape[0].resources
+        text = script_text(Batch.of(sweep, "test", resources, 1, logs), snapshot)
+        try:
+            test_script(slurm, text)
+        except SlurmAway:
+            raise
+        except SubmitLimit:
+            continue  # not now: they stay planned
+        except SlurmError as error:
+            raise SlurmError(f"{error} (asked for: {resources})") from None
+
+
+def test_script(slurm: Slurm, text: str) -> str:
+    """What ``sbatch --test-only`` says to a script."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as script:
+        script.write(text)
+        script.flush()
+        return slurm.test(Path(script.name))
+
+
+def told_apart(jobs: Sequence[Job]) -> dict[str, str]:
+    """For each run the overrides that not all of ``jobs`` have; those about launching are left out."""
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    return {
+        job.plan.run_id: " ".join(o for o in job.overrides if o not in shared and not o.startswith(_LAUNCHING))
+        for job in jobs
+    }
+
+
 def settle(sweep: SweepDir, slurm: Slurm) -> None:
-    """Find out what became of submissions that were cut off: adopt those that Slurm has, withdraw the others."""
+    """Find out what became of submissions that were cut off: adopt those that Slurm has, withdraw the others.
+
+    Raises:
+        UserError: runs of this sweep may be jobs of another cluster.
+    """
+    _require_same_cluster(sweep, slurm)
     for submission in sweep.read_submissions():
         if submission.job_id is not None or submission.withdrawn:
             continue
@@ -84,6 +127,21 @@ def settle(sweep: SweepDir, slurm: Slurm) -> None:
             sweep.add_event("submitted", token, job_id=job_id)
         else:
             _withdraw(sweep, token, "Slurm has no such job")
+
+
+def _require_same_cluster(sweep: SweepDir, slurm: Slurm) -> None:
+    elsewhere: dict[str, str | None] = {}
+    for submission in sweep.read_submissions():
+        if not submission.withdrawn:
+            elsewhere |= dict.fromkeys(submission.runs, submission.slurm_conf)
+    elsewhere = {run: conf for run, conf in elsewhere.items() if conf != slurm.slurm_conf}
+    for state in run_states(sweep, None, only=elsewhere) if elsewhere else []:
+        if state.is_active:
+            conf = elsewhere[state.run_id]
+            raise UserError(
+                f"run {state.path}: is {state.state} as a job of another cluster (SLURM_CONF={conf or 'not set'}); "
+                "cancel it there, or choose launch.name=…"
+            )
 
 
 def _started_as(sweep: SweepDir, token: str) -> str | None:
@@ -129,20 +187,6 @@ class _Batcher:
         self._sweep, self._jobs, self._snapshot, self._slurm = sweep, list(jobs), snapshot, slurm
         self._lock, self._logs = lock, logs
 
-    def test(self) -> None:
-        """See that Slurm would take one of them.
-
-        Raises:
-            SlurmError: it would not.
-        """
-        script = self._write_script(f"test-{uuid.uuid4().hex[:12]}", count=1)
-        try:
-            self._slurm.test(script)
-        except SubmitLimit:
-            return  # not now: they stay planned
-        finally:
-            script.unlink()
-
     def submit(self, limit: int) -> Iterator[Receipt]:
         """Submit in arrays of at most ``limit`` elements, smaller ones where Slurm takes no more jobs of this user."""
         left, size, reason = self._jobs, limit, ""
@@ -156,20 +200,16 @@ class _Batcher:
         yield from (Receipt(job.plan.run_id, "PLANNED", None, new=False, reason=reason) for job in left)
 
     def _submit(self, jobs: Sequence[Job]) -> list[Receipt]:
-        token = uuid.uuid4().hex[:12]
-        write_plans(self._sweep.plans(token), (job.plan.to_json() for job in jobs))
-        script = self._write_script(token, len(jobs))
-        runs = [job.plan.run_id for job in jobs]
-        logs = None if self._logs == self._sweep.job_logs else str(self._logs)
-        self._sweep.add_event("intent", token, runs=runs, slurm_conf=self._slurm.slurm_conf, logs=logs)
-        tries = 0
+        token = ""
 
         def call() -> str:
-            nonlocal tries
-            tries += 1
-            # An answer may have been lost on its way: ask before submitting once more.
-            adopted = self._slurm.submitted_as(script) if tries > 1 else None
-            return adopted or self._slurm.sbatch(script, keep_open=(self._lock,))
+            nonlocal token
+            if token:  # no answer: what Slurm has is taken; what reaches it late finds its token withdrawn, and ends
+                if found := self._slurm.once().submitted_as(self._sweep.script(token)):
+                    return found
+                _withdraw(self._sweep, token, "sbatch had no answer")
+            token = self._write_down(jobs)
+            return self._slurm.sbatch(self._sweep.script(token), keep_open=(self._lock,))
 
         try:
             job_id = with_patience(call)
@@ -179,16 +219,26 @@ class _Batcher:
             _withdraw(self._sweep, token, str(error))
             raise
         self._sweep.add_event("submitted", token, job_id=job_id)
-        names = [job_id] if len(jobs) == 1 else [f"{job_id}_{index}" for index in range(len(jobs))]
-        return [Receipt(run, "SUBMITTED", name, new=True) for run, name in zip(runs, names, strict=True)]
+        runs = tuple(job.plan.run_id for job in jobs)
+        named = Submission(token, runs, self._slurm.slurm_conf, job_id=job_id).jobs()
+        return [Receipt(run, "SUBMITTED", name, new=True) for run, name in named]
 
-    def _write_script(self, token: str, count: int) -> Path:
+    def _write_down(self, jobs: Sequence[Job]) -> str:
+        """Plans, script and intent of a new submission, durably; returns its token."""
+        token = uuid.uuid4().hex[:12]
+        write_plans(self._sweep.plans(token), (job.plan.to_json() for job in jobs))
+        self._write_script(token, len(jobs))
+        runs = [job.plan.run_id for job in jobs]
+        logs = None if self._logs == self._sweep.job_logs else str(self._logs)
+        self._sweep.add_event("intent", token, runs=runs, slurm_conf=self._slurm.slurm_conf, logs=logs)
+        return token
+
+    def _write_script(self, token: str, count: int) -> None:
         sweep, resources = self._sweep, self._jobs[0].resources
         batch = Batch.of(sweep, token, resources, count, self._logs)
         script = sweep.script(token)
         script.parent.mkdir(parents=True, exist_ok=True)
         script.write_text(script_text(batch, self._snapshot), encoding="utf-8")
-        return script
 
 
 def claim_folders(jobs: Sequence[Job]) -> None:

@@ -159,7 +159,7 @@ def test_a_sweeper_that_is_not_ours_gets_values(repo, slurm, compose, monkeypatc
 def test_members_that_learn_the_same_are_run_once(repo, slurm, compose, capfd):
     values = dispatch(compose(*grid(lrs=("0.5", "0.50", "5e-1"))), slurm.env, repo)
     assert values == ["100"] * 3 and slurm.submitted == [1]
-    assert "2 members learn the same as others: run once" in capfd.readouterr().err
+    assert "2 of 3 members learn the same as others: run once" in capfd.readouterr().err
 
 
 def test_what_the_limit_keeps_out_stays_planned(repo, slurm, compose, capfd):

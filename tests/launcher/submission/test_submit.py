@@ -16,7 +16,7 @@ from launcher import slurm_cli
 from launcher.runtime.errors import UserError
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError
-from launcher.submission.submit import Job, Receipt, claim_folders, settle, submit
+from launcher.submission.submit import Job, Receipt, claim_folders, require_accepted, settle, submit
 from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.jobs import job, no_code
 
@@ -34,11 +34,18 @@ class Sweep:
 
     def submit(self, jobs: list[Job]) -> list[Receipt]:
         """As a command does."""
+        snapshot, slurm = no_code(self.dir.path, self.root), Slurm(self.slurm.env)
+        away: SlurmAway | None = None
+        try:
+            require_accepted(self.dir, jobs, slurm, snapshot, self.dir.job_logs)
+        except SlurmAway as error:
+            away = error
         with self.dir.locked() as lock:
             claim_folders(jobs)
             self.dir.add_members((j.plan.run_id, j.overrides) for j in jobs)
-            snapshot = no_code(self.dir.path, self.root)
-            return submit(self.dir, jobs, Slurm(self.slurm.env), snapshot, lock, self.dir.job_logs)
+            if away:
+                raise away
+            return submit(self.dir, jobs, slurm, snapshot, lock, self.dir.job_logs)
 
     def submit_elsewhere(self, jobs: list[Job], before: Callable[[], object] = lambda: None) -> int:
         """As a command of its own does, whose end is this function's result (negative: the signal)."""
@@ -92,7 +99,7 @@ def rows(receipts: list[Receipt]) -> list[tuple[str, str | None, bool]]:
 def test_one_array_for_one_shape_and_a_receipt_for_each_run(sweep):
     receipts = sweep.submit(sweep.jobs(3))
     assert rows(receipts) == [("SUBMITTED", f"100_{i}", True) for i in range(3)]
-    assert sweep.calls == ["scontrol", "sbatch --test-only", "sbatch"]
+    assert sweep.calls == ["sbatch --test-only", "scontrol", "sbatch"]
     assert sweep.submitted_runs() == [receipt.run_id for receipt in receipts]
 
 
@@ -114,7 +121,7 @@ def test_each_shape_has_its_array_and_all_are_tested_before_one_is_queued(sweep)
     jobs[1], jobs[2] = jobs[2], jobs[1]
     receipts = sweep.submit(jobs)
     assert [receipt.job_id for receipt in receipts] == ["100_0", "101_0", "100_1", "101_1"]
-    assert sweep.calls == ["scontrol", "sbatch --test-only", "sbatch --test-only", "sbatch", "sbatch"]
+    assert sweep.calls == ["sbatch --test-only", "sbatch --test-only", "scontrol", "sbatch", "sbatch"]
 
 
 def test_a_shape_that_slurm_refuses_keeps_all_from_being_queued(sweep):
@@ -262,7 +269,7 @@ def test_an_answer_that_was_lost_is_asked_for_not_submitted_again(sweep):
     assert sweep.slurm.submitted == [2] and sweep.calls.count("sbatch") == 1
 
 
-@pytest.mark.parametrize("command", ["scontrol", "sbatch --test-only", "sbatch"])
+@pytest.mark.parametrize("command", ["sbatch --test-only", "scontrol", "sbatch"])
 def test_a_controller_that_comes_back_is_waited_for(sweep, command):
     sweep.slurm.fault(command, "fail", times=3)
     assert [r.new for r in sweep.submit(sweep.jobs(2))] == [True, True]
@@ -301,7 +308,7 @@ def test_of_two_commands_at_once_one_wins(sweep):
         assert sweep.submit_elsewhere(jobs) == 1
         with pytest.raises(UserError, match="another command is submitting it; this one changed nothing"):
             sweep.submit(jobs)
-    assert sweep.slurm.state["calls"] == []
+    assert sweep.slurm.submitted == []
     sweep.submit(jobs)
 
 
@@ -312,8 +319,8 @@ def test_the_lock_lives_as_long_as_an_sbatch_that_lost_its_command(sweep):
     go = Path(sweep.slurm.bin.parent / "go")
     os.mkfifo(go)
     assert sweep.submit_elsewhere(jobs) == -signal.SIGKILL
-    with pytest.raises(UserError, match="another command is submitting it"):
-        sweep.submit(jobs)
+    with pytest.raises(UserError, match="another command is submitting it"), sweep.dir.locked():
+        pass
     with go.open("w") as gate:
         gate.write("go")
     sweep.wait_until_free()
@@ -351,7 +358,7 @@ def test_a_folder_of_another_config_is_left_alone(sweep):
     one.plan.rundir.plan.write_text(text.replace('"number": 0', '"number": 1'))
     with pytest.raises(UserError, match="belongs to another config"):
         sweep.submit([one])
-    assert sweep.slurm.state["calls"] == []
+    assert sweep.slurm.submitted == []
 
 
 def test_a_users_own_filters_do_not_hide_jobs(sweep):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,12 @@ class GridSweeper(BasicSweeper):
         Raises:
             UserError: members that do not fit, all of them named.
         """
-        from launcher.members import Composer, Member, complete_members
+        from launcher.members import Composer, complete_members
+        from launcher.runtime.errors import UserError
 
+        size = self.max_batch_size
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise UserError(f"hydra.sweeper.max_batch_size={size}: should be a whole number of at least 1, or null")
         params = [f"{key}={value}" for key, value in self.params.items()]
         overrides = OverridesParser.create(config_loader=self._loader).parse_overrides(params + arguments)
         grid = self.split_arguments(overrides, None)[0]
@@ -43,14 +48,11 @@ class GridSweeper(BasicSweeper):
         assert self.config is not None
         members = complete_members(grid, varying, Composer(self._loader, self.config))
         launcher = self._launcher(members[0])
+        if isinstance(launcher, QueueLauncher):  # a queue has its own limits: launch.parallel, array_parallelism
+            return [launcher.launch_members(members)]
         results: list[Sequence[JobReturn]] = []
-        batch: list[Member]
-        for batch in self.split_overrides_to_chunks(members, self.max_batch_size):  # type: ignore[arg-type,assignment]
-            if isinstance(launcher, QueueLauncher):
-                results.append(launcher.launch_members(batch))
-            else:
-                start = sum(map(len, results))
-                results.append(launcher.launch([m.overrides for m in batch], initial_job_idx=start))
+        for batch in self.split_overrides_to_chunks([list(m.overrides) for m in members], size):
+            results.append(launcher.launch(list(batch), initial_job_idx=sum(map(len, results))))
         for job in (job for batch in results for job in batch):
             job.return_value  # noqa: B018  (raises what the job raised)
         return results
@@ -113,6 +115,9 @@ class UserConfigs(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Add the folder where there is one."""
-        folder = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "seemore"
+        with suppress(RuntimeError):  # a user without a home
+            self._add(search_path, Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "seemore")
+
+    def _add(self, search_path: ConfigSearchPath, folder: Path) -> None:
         if folder.is_dir():
             search_path.append(provider="seemore-user", path=f"file://{folder}")
