@@ -13,23 +13,26 @@ INSTALLED := $(VENV)/.installed
 
 SLURM_PACKAGES := slurm-wlm slurmdbd munge mariadb-server
 
-.PHONY: demo test lint unit integration slurm install clean
+.PHONY: demo test lint unit slow integration slurm install clean
 
 demo: install
 	$(PY) -m launcher.run experiment=demo
 	$(PY) -m vlm evaluate runs/demo-shapes
 	$(PY) -m vlm generate runs/demo-shapes --val 5
 
-test: lint unit integration
+test: lint unit slow integration
 
 lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-# One thread a process: the tests run side by side on all cores.
+# One thread a process: the tests run side by side on all cores. First those that take seconds, then the others.
 unit: install
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile -m "not slow and not slurm"
+
+slow: install
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile -m "slow and not slurm"
 
 # On a real Slurm, which this starts and stops. REQUIRE_SLURM=1: a machine without Slurm fails instead of skipping.
 integration: install slurm

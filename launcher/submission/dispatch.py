@@ -65,31 +65,38 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
 
         show(sweep, unique, snapshot, slurm, logs)
         return [None] * len(jobs)
-    metrics: Mapping[str, Any]
     if slurm is None:
         from launcher.submission.local_queue import run_all
 
         with sweep.locked():  # to the end: another queue would take the same runs
             _record(sweep, unique, snapshot, logs, cwd)
-            metrics = run_all(sweep, unique, snapshot, launch.parallel, env, logs)
+            metrics: Mapping[str, Any] = run_all(sweep, unique, snapshot, launch.parallel, env, logs)
         return [metrics.get(job.plan.run_id) for job in jobs]
-    away: SlurmAway | None = None
-    try:
-        require_accepted(sweep, unique, slurm, snapshot, logs)  # what Slurm will never take leaves nothing behind
-    except SlurmAway as error:
-        away = error
-    with sweep.locked() as lock:
-        _record(sweep, unique, snapshot, logs, cwd)
-        if away is not None:
-            raise SlurmAway(f"{away}; the runs stay planned, the same command submits them")
-        receipts = {r.run_id: r for r in submit(sweep, unique, slurm, snapshot, lock, logs)}
-    _say(sweep, unique, receipts, slurm)
+    receipts = _to_slurm(sweep, unique, slurm, snapshot, logs, cwd)
     if launch.wait or values_needed:
         from launcher.submission.waiting import wait_for
 
         metrics = wait_for(sweep, list(receipts), slurm)
         return [metrics.get(job.plan.run_id) for job in jobs]
     return [receipts[job.plan.run_id].job_id for job in jobs]
+
+
+def _to_slurm(
+    sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm, snapshot: Snapshot, logs: Path, cwd: Path
+) -> dict[str, Receipt]:
+    """Submit, and say what became of it; the receipts by run_id."""
+    away: SlurmAway | None = None
+    try:
+        require_accepted(sweep, jobs, slurm, snapshot, logs)  # what Slurm will never take leaves nothing behind
+    except SlurmAway as error:
+        away = error
+    with sweep.locked() as lock:
+        _record(sweep, jobs, snapshot, logs, cwd)
+        if away is not None:
+            raise SlurmAway(f"{away}; the runs stay planned, the same command submits them")
+        receipts = {r.run_id: r for r in submit(sweep, jobs, slurm, snapshot, lock, logs)}
+    _say(sweep, jobs, receipts, slurm)
+    return receipts
 
 
 def _launch_config(members: Sequence[Member]) -> LaunchConfig:
