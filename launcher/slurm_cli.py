@@ -28,7 +28,9 @@ _AWAY = re.compile(
     r"slurm_load_\w+ error: Unable|Unable to establish controller|Transport endpoint",
     re.IGNORECASE,
 )
-_LIMIT = re.compile(r"job submit limit|MaxSubmitJob|Resource temporarily unavailable", re.IGNORECASE)
+_LIMIT = re.compile(
+    r"job submit limit|MaxSubmitJob|Resource temporarily unavailable|temporarily unable to accept", re.IGNORECASE
+)
 _FULL = b"temporarily unable to accept"
 """What sbatch says before it sleeps and tries again: slurmctld holds as many jobs as it can (MaxJobCount)."""
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|slurmdbd|accounting_storage", re.IGNORECASE)

@@ -189,7 +189,7 @@ def test_the_same_sweep_typed_twice_at_once_has_one_winner(tmp_path):
     with SweepDir(tmp_path / "runs" / "sweep").locked():
         done = type_here(tmp_path, slurm.env | {"XDG_CACHE_HOME": str(tmp_path)}, *words)
     assert_one_line(done, ("another command is submitting it",))
-    assert slurm.state["calls"] == []
+    assert slurm.submitted == []
 
 
 @pytest.mark.parametrize(("make", "words"), [case[1:] for case in FILES], ids=[case[0] for case in FILES])
