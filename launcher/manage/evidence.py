@@ -12,6 +12,7 @@ from launcher.manage.causes import Cause, FirstTask, cause_of, first_task
 from launcher.manage.states import RunState
 from launcher.manage.terminal import lines_of
 from launcher.runtime.errors import ExitCode
+from launcher.runtime.failures import first_of
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sweepdir import Submission, SweepDir
 
@@ -43,7 +44,7 @@ class Evidence:
 def gather(sweep: SweepDir, state: RunState, rank: int | None = None) -> Evidence:
     """The evidence of a run, of ``rank`` or of the rank that failed first (rank 0 where none did)."""
     rundir = sweep.run(state.run_id)
-    record = first_failure(rundir, state.state)
+    record = _failure_of(rundir, state.state)
     task = _first_task(sweep, state) if record is None or record.get("after_another") else None
     if task is not None:
         record = None
@@ -82,7 +83,7 @@ def _cause(
     return cause_of([state.reason, *printed], record, state.slurm, task.how if task else "")
 
 
-def first_failure(rundir: RunDir, state: str) -> Mapping[str, Any] | None:
+def _failure_of(rundir: RunDir, state: str) -> Mapping[str, Any] | None:
     """The record of the rank that failed first in the newest start; those that only lost a peer come last.
 
     None where a newer start has not failed.
@@ -94,7 +95,7 @@ def first_failure(rundir: RunDir, state: str) -> Mapping[str, Any] | None:
         same = newest.get("incarnation") == records[0].get("incarnation")
         if not same and str(newest.get("time")) > max(str(record.get("time")) for record in records):
             return None
-    return min(records, key=lambda r: (bool(r.get("after_another")), str(r.get("time"))), default=None)
+    return first_of(records)
 
 
 def _latest(rundir: RunDir) -> list[dict[str, Any]]:

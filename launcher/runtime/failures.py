@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,13 +51,13 @@ def record_failure(rundir: RunDir, world: World, attempt: int, error: BaseExcept
 
 def first_failure(rundir: RunDir, incarnation: str) -> dict[str, Any] | None:
     """The record of the rank that failed first of itself; of those that only lost a peer where there is no other."""
-    records = []
-    for file in rundir.failures(incarnation):
-        try:
-            records.append(json.loads(file.read_bytes()))
-        except (OSError, ValueError):  # torn by a crash
-            continue
-    return min(records, key=lambda r: (r["after_another"], r["time"], r["rank"]), default=None)
+    return first_of([record for record in rundir.failure_records() if record["incarnation"] == incarnation])
+
+
+def first_of(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of the records of one start the one that the others followed from."""
+    order = ("after_another", "time", "rank")
+    return min(records, key=lambda record: [str(record.get(name)) for name in order], default=None)
 
 
 def told(error: Exception, rundir: RunDir, world: World) -> Exception:

@@ -100,12 +100,11 @@ def _to_slurm(
 
 
 def _launch_config(members: Sequence[Member]) -> LaunchConfig:
-    configs = {read_sections(member.values).launch for member in members[:1]}
     for name in (field.name for field in dataclasses.fields(LaunchConfig)):
         found = {str(member.values["launch"].get(name)) for member in members}
         if len(found) > 1:
             raise UserError(f"launch.{name}: differs between members ({', '.join(sorted(found))}); launch them apart")
-    return configs.pop()
+    return read_sections(members[0].values).launch
 
 
 def _sweep_dir(launch: LaunchConfig, first: Member, cwd: Path) -> SweepDir:

@@ -90,7 +90,7 @@ def test_a_pinned_digest_is_insisted_on(values, tmp_path, data_csv):
 
 
 def test_reading_the_sections_looks_at_no_file(values):
-    read_sections(values("data=csv", "data.path=nowhere.csv"))
+    assert read_sections(values("data=csv", "data.path=nowhere.csv")).config.data.path == "nowhere.csv"
 
 
 def test_a_task_that_cannot_be_imported_is_named(values):

@@ -97,18 +97,10 @@ def test_a_job_that_slurm_stopped_waits_for_its_end(tmp_path):
     while plan.rundir.state() != "PREEMPTED":
         assert time.monotonic() < deadline and worker.poll() is None
         time.sleep(0.05)
-    with pytest.raises(TimeoutError):
-        _wait(worker, 1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(timeout=1)
     worker.send_signal(signal.SIGTERM)
     assert [code for code, _, _ in ends(worker)] == [75]
-
-
-def _wait(worker, seconds):
-    deadline = time.monotonic() + seconds
-    while worker.poll() is None:
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.05)
 
 
 def test_a_world_of_another_size_than_planned_is_refused(tmp_path):
@@ -154,12 +146,15 @@ def test_a_file_without_that_plan_is_told_in_one_line(tmp_path, text, element, s
         read_plan(file, element)
 
 
-def test_a_sigterm_that_came_while_saving_ends_the_wait_at_once():
+def test_a_sigterm_that_came_while_saving_ends_the_wait_at_once(monkeypatch):
     stop = StopFlag()
     stop.first, stop.terms = signal.SIGUSR2, 1
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGUSR2)}
+    waits = []
+    monkeypatch.setattr(signal, "sigtimedwait", lambda numbers, seconds: waits.append(seconds))
     try:
         linger(stop, 60)
+        assert waits == []
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         for number, handler in before.items():
@@ -178,8 +173,8 @@ def test_a_rank_saves_and_ends_when_its_queue_is_killed(tmp_path):
     _until(lambda: plan.rundir.latest.exists())
     queue.send_signal(signal.SIGKILL)
     queue.wait()
-    _until(lambda: plan.rundir.state() == "PREEMPTED")
     _until(lambda: not plan.rundir.is_locked())
+    assert plan.rundir.state() == "PREEMPTED"
 
 
 def _until(event):

@@ -153,7 +153,9 @@ def test_runs_end_with_their_metrics_and_done_ones_are_not_run_again(queue, capf
 
 
 def test_two_runs_at_a_time(queue):
-    queue.run(queue.job(0, "meet"), queue.job(1, "meet"), parallel=2)
+    jobs = [queue.job(0, "meet"), queue.job(1, "meet")]  # each waits until the other is there
+    queue.run(*jobs, parallel=2)
+    assert [queue.state(one)[0] for one in jobs] == ["COMPLETED", "COMPLETED"]
 
 
 def test_ranks_are_told_their_places(queue):
@@ -274,7 +276,9 @@ def test_a_run_waits_until_its_gpus_are_free(queue):
 
 
 def test_gpus_asked_for_by_a_run_on_the_cpu_are_not_waited_for(queue):
-    queue.run(queue.job(0, "ok", device="cpu", gpus_per_node=2), CUDA_VISIBLE_DEVICES="")
+    one = queue.job(0, "ok", device="cpu", gpus_per_node=2)
+    queue.run(one, CUDA_VISIBLE_DEVICES="")
+    assert queue.state(one)[0] == "COMPLETED"
 
 
 @pytest.mark.parametrize(
