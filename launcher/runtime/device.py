@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ def has_bf16(device: str) -> bool:
     if device == "cuda":
         gpus = _usable_gpus()
         return bool(gpus) and min(gpus) >= _AMPERE
-    return cpu_has_bf16(_read(Path("/proc/cpuinfo")))
+    return cpu_has_bf16(_cpuinfo())
 
 
 def cpu_has_bf16(cpuinfo: str) -> bool:
@@ -53,5 +54,8 @@ def _usable_gpus() -> list[tuple[int, int]]:
     return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
 
 
-def _read(path: Path) -> str:
+@cache
+def _cpuinfo() -> str:
+    """Read once: with hundreds of cores the kernel takes milliseconds for it, and a sweep asks for each of its runs."""
+    path = Path("/proc/cpuinfo")
     return path.read_text() if path.exists() else ""
