@@ -134,8 +134,10 @@ def complete_members(grid: Sequence[Sequence[str]], varying: Sequence[str], comp
         composer: of this command line.
 
     Raises:
-        UserError: the members that do not fit, all in one line; or their launchers differ.
+        UserError: the members that do not fit, all in one line; there is none; or their launchers differ.
     """
+    if not grid:
+        raise UserError(f"the sweep has no member: one of {', '.join(varying)} has no value")
     problems: dict[str, int] = {}
     hydras: dict[str, str] = {}
     composing = 0

@@ -222,3 +222,9 @@ def test_a_diverging_run_ends_with_code_3_and_is_failed(command, tmp_path):
     assert done.returncode == 3 and "the loss is" in done.stderr.splitlines()[-1]
     status = json.loads((only_run(tmp_path) / "status.json").read_text())
     assert status["state"] == "FAILED" and "loss" in status["reason"]
+
+
+def test_a_sweep_without_a_member_says_so(command, tmp_path):
+    done = command(*SWEEP, "trainer.seed=range(0,0)")
+    assert done.returncode == 1 and done.stderr == "error: the sweep has no member: one of trainer.seed has no value\n"
+    assert not (tmp_path / "runs").exists()
