@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Plan:
     """``package.module:Dataclass`` of the task's config."""
     science: dict[str, Any]
     execution: dict[str, Any]
-    """``task`` (the execution half of the task's config), ``checkpoint``, ``tracker``, ``hardware``."""
+    """``task`` (the execution half of the task's config), the sections of ``Settings``, ``hardware``."""
     code: str | None = None
     """Id of the code snapshot that the run uses; None: the code as it stands where the run was started."""
     environment: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Plan:
 
     def settings(self) -> Settings:
         """The sections that the session obeys."""
-        return parse(Settings, {key: self.execution[key] for key in ("checkpoint", "tracker")})
+        return parse(Settings, {f.name: self.execution[f.name] for f in fields(Settings) if f.name in self.execution})
 
     def same_science(self, other: Plan) -> bool:
         """Whether both would learn the same: what is hashed is equal, whatever was added to the schema since."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from launcher.runtime.sections import Positive, Section
 
@@ -14,8 +16,8 @@ class CheckpointSettings(Section):
 
     every_steps: Positive | None
     """Save the full state each so many steps; null: never on a cadence."""
-    keep_last: Positive
-    """How many full states stay while training; older ones go once a newer one is committed."""
+    keep_last: Annotated[int, Field(ge=2)]
+    """How many full states stay while training, at least 2; older ones go once a newer one is committed."""
     keep_every: Positive | None
     """Steps divisible by this stay for good; null: none does."""
     at_end: Literal["state", "weights", "nothing"] | None
@@ -23,6 +25,26 @@ class CheckpointSettings(Section):
     null: state for a single run, weights for a member of a sweep."""
     best: bool
     """Keep the weights of the best validation."""
+    restart_if_damaged: bool = False
+    """Start over where no checkpoint of a run can be used any more, instead of refusing to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequeueSettings(Section):
+    """When a job that was stopped or broke down is not run again by itself; counted over the starts of one job."""
+
+    max_attempts: Positive = 1000
+    """Most starts."""
+    max_without_progress: Positive = 5
+    """Most starts in a row that left no newer checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchdogSettings(Section):
+    """When a rank counts as hung."""
+
+    timeout_s: Annotated[float, Field(gt=0)] | None = 900
+    """Longest time without a step, a validation batch or a piece of data, in seconds; null: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +63,5 @@ class Settings:
 
     checkpoint: CheckpointSettings
     tracker: TrackerSettings
+    requeue: RequeueSettings = RequeueSettings()
+    watchdog: WatchdogSettings = WatchdogSettings()

@@ -17,7 +17,7 @@ from launcher.runtime.rundir import RunDir
 from launcher.runtime.sections import Section, execution, halves
 from launcher.runtime.settings import TrackerSettings
 
-CHECKPOINT = {"every_steps": None, "keep_last": 1, "keep_every": None, "at_end": None, "best": True}
+CHECKPOINT = {"every_steps": None, "keep_last": 2, "keep_every": None, "at_end": None, "best": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def test_both_halves_make_the_config_again(plan):
 
 def test_the_settings_are_those_of_the_session_only(plan):
     settings = plan.settings()
-    assert settings.checkpoint.keep_last == 1
+    assert settings.checkpoint.keep_last == 2
     assert settings.tracker == TrackerSettings(csv=True)
     assert plan.hardware == {"device": "cpu", "micro_batch": None}
 
