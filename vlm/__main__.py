@@ -151,9 +151,9 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from launcher.runtime.checkpoints import load_file
     from vlm.convert import config_of, from_seed
     from vlm.data.tokenizer import SeedTokenizer
+    from vlm.torch_file import load_file
     from vlm.trained import build_model, export
 
     state = load_file(args.file)

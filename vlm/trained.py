@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save as to_safetensors
 
-from launcher.runtime.checkpoints import load, load_file
+from launcher.runtime.checkpoint.reading import load
 from launcher.runtime.distributed import require_device
 from launcher.runtime.errors import UserError
 from launcher.runtime.files import write_atomic, write_json
@@ -24,6 +24,7 @@ from launcher.runtime.sections import parse
 from vlm.config import ModelConfig, TrainConfig
 from vlm.data.tokenizer import Tokenizer, tokenizer_from_json
 from vlm.model.vlm import NORMALIZATION, VisionLanguageModel, load_weights
+from vlm.torch_file import load_file
 
 log = logging.getLogger(__name__)
 

@@ -7,17 +7,22 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.runtime.console import Meter
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.failures import PeerLost, record_failure, told
 from launcher.runtime.files import write_json
+from launcher.runtime.lease import Lease
 from launcher.runtime.plan import Plan, resolve_name
 from launcher.runtime.redaction import redacted
 from launcher.runtime.rendezvous import Meeting
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.world import World
+
+if TYPE_CHECKING:  # they import torch
+    from launcher.runtime.resume import Search
+    from launcher.runtime.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +37,13 @@ class Outcome:
     summary: dict[str, Any]
 
 
-def run_attempt(plan: Plan, world: World, stop: StopFlag, meter: Meter, meeting: Meeting) -> Outcome:
+def run_attempt(
+    plan: Plan, world: World, stop: StopFlag, meter: Meter, meeting: Meeting, lease: Lease | None
+) -> Outcome:
     """Train as one rank of the attempt that ``meeting`` agreed on; whatever ends it is told in the run directory.
+
+    Args:
+        lease: rank 0's right to commit.
 
     Raises:
         UserError: the task refused its input, or another rank failed.
@@ -41,7 +51,7 @@ def run_attempt(plan: Plan, world: World, stop: StopFlag, meter: Meter, meeting:
     """
     from launcher.runtime.distributed import process_group
 
-    now = _Attempt(plan, world, meeting.verdict.attempt, stop)
+    now = _Attempt(plan, world, meeting.verdict.attempt, stop, lease or Lease(plan.rundir.lease, ""))
     try:
         with process_group(world, meeting.store):
             try:
@@ -64,11 +74,12 @@ def run_attempt(plan: Plan, world: World, stop: StopFlag, meter: Meter, meeting:
 class _Attempt:
     """What is known of the attempt so far, for the record of its end."""
 
-    def __init__(self, plan: Plan, world: World, number: int, stop: StopFlag) -> None:
+    def __init__(self, plan: Plan, world: World, number: int, stop: StopFlag, lease: Lease) -> None:
         self.outcome: Outcome | None = None
         self._plan, self._world, self._number, self._stop = plan, world, number, stop
         self._rundir = plan.rundir
-        self._session: Any = None
+        self._lease = lease
+        self._session: Session | None = None
         self._hosts = [world.node]
         self._begun = False
         self._error: BaseException | None = None
@@ -77,17 +88,43 @@ class _Attempt:
     def run(self, meter: Meter) -> Outcome:
         """From the start event to the summary."""
         from launcher.runtime.distributed import from_all_ranks
+        from launcher.runtime.resume import find
 
         started = time.monotonic()
         self._hosts = list(dict.fromkeys(from_all_ranks(self._world.node)))
-        self._begin()
-        self._session = _session(self._plan, self._world, self._stop, meter, self._number)
+        may_restart = self._plan.settings().checkpoint.restart_if_damaged
+        search = find(self._rundir, self._plan.run_id, self._world, restart_if_damaged=may_restart)
+        self._begin(search)
+        self._session = self._open_session(meter, search)
         if self._world.is_main:
             self._session.write_status("RUNNING")
         extra = resolve_name(self._plan.target)(self._session) or {}
         self.outcome = _finish(self._plan, self._session, extra, time.monotonic() - started)
         self._reason, self._code = self.outcome.state, self.outcome.code
         return self.outcome
+
+    def _open_session(self, meter: Meter, search: Search) -> Session:
+        from launcher.runtime.checkpoint.saver import Author, Saver
+        from launcher.runtime.fingerprint import fingerprint
+        from launcher.runtime.session import Session
+        from launcher.runtime.trackers import start_trackers
+
+        plan, world, settings = self._plan, self._world, self._plan.settings()
+        author = Author(run_id=plan.run_id, attempt=self._number, lease=self._lease, fingerprint=fingerprint(world))
+        restored = search.restored
+        values, science = redacted(plan.config_values()), redacted(plan.science)
+        return Session(
+            plan.config(),
+            world,
+            self._rundir,
+            settings,
+            restored=restored,
+            saver=Saver(self._rundir, settings.checkpoint, world, author, restored.path if restored else None),
+            stop=self._stop,
+            meter=meter,
+            open_trackers=lambda step: start_trackers(settings.tracker, self._rundir, values, science, step),
+            beat=lambda what: None,
+        )
 
     def failed(self, error: BaseException) -> BaseException:
         """Record ``error``, once; returns what it means (see ``failures.told``)."""
@@ -103,7 +140,7 @@ class _Attempt:
             log.error("the task raised", exc_info=meant)
         if isinstance(meant, PeerLost):
             log.error("%s", meant)
-        if self._code != ExitCode.STOPPED_NOT_SAVED:
+        if not isinstance(meant, KeyboardInterrupt):
             record_failure(self._rundir, self._world, self._number, meant, self._code)
         return meant
 
@@ -111,18 +148,28 @@ class _Attempt:
         """Write how it ended, on rank 0."""
         if not self._world.is_main:
             return
-        self._begin()
+        self._begin(None)
         step = self._session.step if self._session else 0
-        if self._error is not None:
+        if self._error is not None and self._lease.lost_to() is None:  # else the files are another attempt's
             self._write_failure(step)
         self._event("end", step=step, reason=self._reason, code=int(self._code))
 
-    def _begin(self) -> None:
+    def _begin(self, search: Search | None) -> None:
+        """Write that it starts, and from which checkpoint; None: it never came to look for one."""
         if self._begun or not self._world.is_main:
             return
         self._begun = True
         self._rundir.summary.unlink(missing_ok=True)  # an earlier attempt's, which failed
-        self._event("start", step=None)
+        if search is None:
+            self._event("start", step=None)
+            return
+        restored = search.restored
+        values: dict[str, Any] = {"step": 0, "from": None}
+        if restored is not None:
+            values = {"step": restored.manifest.step, "from": restored.path.name}
+        if search.problems:
+            values["passed_over"] = search.problems
+        self._event("start", **values)
 
     def _write_failure(self, step: int) -> None:
         stopped = self._code == ExitCode.STOPPED_NOT_SAVED
@@ -140,6 +187,7 @@ class _Attempt:
             event=event,
             attempt=self._number,
             job_id=self._world.job_id,
+            restarts=self._world.restarts,
             hosts=self._hosts,
             incarnation=self._world.incarnation,
             time=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -147,35 +195,15 @@ class _Attempt:
         )
 
 
-def _session(plan: Plan, world: World, stop: StopFlag, meter: Meter, attempt: int) -> Any:
-    from launcher.runtime.session import Session
-    from launcher.runtime.trackers import Tracker, start_trackers
-
-    settings = plan.settings()
-
-    def open_trackers(step: int) -> list[Tracker]:
-        values = redacted(plan.config_values())
-        return start_trackers(settings.tracker, plan.rundir, values, redacted(plan.science), step)
-
-    return Session(
-        plan.config(),
-        world,
-        plan.rundir,
-        settings,
-        attempt=attempt,
-        stop=stop,
-        meter=meter,
-        open_trackers=open_trackers,
-    )
-
-
-def _finish(plan: Plan, session: Any, extra: Mapping[str, Any], wall_s: float) -> Outcome:
+def _finish(plan: Plan, session: Session, extra: Mapping[str, Any], wall_s: float) -> Outcome:
     """Keep the weights, write the summary, close the trackers: the run is COMPLETED, or PREEMPTED and resumable."""
     if session.stopping:
+        saved = session.settle()
+        problem = session.save_problem
         if session.world.is_main:
-            session.write_status("PREEMPTED", "stopped on request")
+            said = f"step {session.step} is not saved: {problem}" if problem else "stopped on request"
+            session.write_status("PREEMPTED", said)
             session.close_trackers({})
-        saved = session.saved_step == session.step
         return Outcome("PREEMPTED", ExitCode.STOPPED_SAVED if saved else ExitCode.STOPPED_NOT_SAVED, {})
     weights = session.finish(plan.settings().checkpoint.at_end or "state")
     last = session.last

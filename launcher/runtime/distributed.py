@@ -1,16 +1,18 @@
-"""Ranks that act as one: the process group, and the two collectives that a training loop needs."""
+"""Ranks that act as one: the process group, and the collectives that a training loop and a session need."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from launcher.runtime.errors import UserError
 from launcher.runtime.world import World
+
+T = TypeVar("T")
 
 
 def require_device(device: str) -> None:
@@ -79,36 +81,61 @@ def start_sum_over_ranks(values: torch.Tensor) -> Any:
 
 
 class Agreement:
-    """One yes or no over all ranks that costs a training step nothing: asked in one step, answered in the next.
+    """Some yes or no over all ranks that cost a training step nothing: asked in one step, answered in the next.
 
-    The word travels on a small gloo group of its own while the step is computed, so it meets no other collective and
-    waits for no GPU. Every rank makes one, in the same place, and asks it equally often.
+    The words travel on a small gloo group of their own while the step is computed, so they meet no other collective and
+    wait for no GPU. Every rank makes one, in the same place, and asks it equally often.
+    """
+
+    def __init__(self, n_words: int) -> None:
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._words = torch.zeros(n_words, dtype=torch.int32)
+        self._under_way: dist.Work | None = None
+
+    def any_rank(self, flags: Sequence[bool]) -> list[bool]:
+        """Which of ``flags`` a rank has set: up to the call before this one, or in a world of one now; equal on all."""
+        if self._group is None:
+            return list(flags)
+        answer = self._settled()
+        self._words = torch.tensor([int(flag) for flag in flags], dtype=torch.int32)
+        self._under_way = dist.all_reduce(self._words, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return answer
+
+    def close(self) -> None:
+        """Wait for the last words; every rank has asked equally often, so they come."""
+        self._settled()
+
+    def _settled(self) -> list[bool]:
+        if self._under_way is not None:
+            self._under_way.wait()
+            self._under_way = None
+        return [bool(word) for word in self._words.tolist()]
+
+
+class Channel:
+    """Messages between the ranks on a gloo group of their own, so that a thread may talk beside the training.
+
+    Every rank makes one, in the same place, and calls the same methods in the same order.
     """
 
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        self._word = torch.zeros(1, dtype=torch.int32)
-        self._under_way: dist.Work | None = None
 
-    def any_rank(self, flag: bool) -> bool:
-        """Whether a rank said yes: up to the call before this one, or in a world of one now. Equal on every rank."""
+    def from_main(self, value: T) -> T:
+        """Rank 0's ``value``, on every rank."""
         if self._group is None:
-            return flag
-        if self._settled():
-            return True
-        self._word = torch.tensor([int(flag)], dtype=torch.int32)
-        self._under_way = dist.all_reduce(self._word, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return False
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
 
-    def close(self) -> None:
-        """Wait for the last word; every rank has asked equally often, so it comes."""
-        self._settled()
-
-    def _settled(self) -> bool:
-        if self._under_way is not None:
-            self._under_way.wait()
-            self._under_way = None
-        return bool(self._word.item())
+    def from_all(self, value: T) -> list[T]:
+        """``value`` of every rank, by rank."""
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self._group)
+        return values
 
 
 def from_all_ranks(value: Any) -> list[Any]:
@@ -118,3 +145,12 @@ def from_all_ranks(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_main_rank(value: T) -> T:
+    """Rank 0's ``value``; each rank calls it."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]

@@ -19,9 +19,9 @@ _LOOK_S = 1.0
 
 
 class PeerLost(UserError):
-    """Another rank is gone; ``code`` is what that rank ended with where that is known, else TRAINING_FAILED."""
+    """Another rank is gone; ``code`` is what that rank ended with where that is known, else STOPPED_NOT_SAVED."""
 
-    code = ExitCode.TRAINING_FAILED
+    code = ExitCode.STOPPED_NOT_SAVED
 
 
 def record_failure(rundir: RunDir, world: World, attempt: int, error: BaseException, code: ExitCode) -> None:

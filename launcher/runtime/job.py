@@ -12,8 +12,9 @@ from launcher.runtime.address import Machine, interface_to
 from launcher.runtime.attempt import Outcome, run_attempt
 from launcher.runtime.console import Meter, logging_to
 from launcher.runtime.environment import drift
-from launcher.runtime.errors import ExitCode, UserError
+from launcher.runtime.errors import ExitCode, Stopped, UserError
 from launcher.runtime.files import write_atomic, write_json
+from launcher.runtime.lease import Lease, take
 from launcher.runtime.plan import Plan
 from launcher.runtime.redaction import redacted
 from launcher.runtime.rendezvous import Meeting, Refused, Verdict, announce, attend, forget
@@ -43,12 +44,14 @@ def run_job(plan: Plan, env: MutableMapping[str, str], stop: StopFlag, *, visibl
     """
     world = _world(plan, env)
     interface = plan.hardware.get("interface")
-    stop.patient = False  # until there is a step to save
     if stop:  # asked while torch was being imported
-        raise KeyboardInterrupt
+        raise Stopped
     with ExitStack() as stack:
-        stack.callback(setattr, stop, "patient", True)
-        meeting = _decide(plan, world, interface, stack) if world.is_main else attend(world, plan.rundir)
+        lease: Lease | None = None
+        if world.is_main:
+            meeting, lease = _decide(plan, world, interface, stack)
+        else:
+            meeting = attend(world, plan.rundir, stop)
         if meeting.verdict.code == ExitCode.DONE:
             return Outcome("COMPLETED", ExitCode.DONE, plan.rundir.read(plan.rundir.summary) or {})
         if meeting.verdict.code is not None:
@@ -60,7 +63,7 @@ def run_job(plan: Plan, env: MutableMapping[str, str], stop: StopFlag, *, visibl
             log.warning("the environment is not the one that was planned: %s", "; ".join(changes))
         if world.nodes > 1 or interface:
             set_interface(env, interface, interface_to(meeting.address, Machine()) if meeting.address else None)
-        return run_attempt(plan, world, stop, meter, meeting)
+        return run_attempt(plan, world, stop, meter, meeting, lease)
 
 
 def claim(plan: Plan) -> None:
@@ -90,11 +93,11 @@ def _world(plan: Plan, env: MutableMapping[str, str]) -> World:
     return world
 
 
-def _decide(plan: Plan, world: World, interface: str | None, stack: ExitStack) -> Meeting:
-    """Rank 0: hold the run's lock until ``stack`` ends, number the attempt, and tell the others, a refusal too."""
+def _decide(plan: Plan, world: World, interface: str | None, stack: ExitStack) -> tuple[Meeting, Lease | None]:
+    """Rank 0: hold the run until ``stack`` ends, number the attempt, and tell the others, a refusal too."""
     try:
-        verdict = _verdict(plan, world, stack)
-        return announce(world, plan.rundir, verdict, interface)
+        verdict, lease = _verdict(plan, world, stack)
+        return announce(world, plan.rundir, verdict, interface), lease
     except BaseException as error:
         code = getattr(error, "code", ExitCode.BUG)
         if isinstance(error, KeyboardInterrupt):
@@ -105,18 +108,19 @@ def _decide(plan: Plan, world: World, interface: str | None, stack: ExitStack) -
         raise
 
 
-def _verdict(plan: Plan, world: World, stack: ExitStack) -> Verdict:
+def _verdict(plan: Plan, world: World, stack: ExitStack) -> tuple[Verdict, Lease | None]:
     rundir = plan.rundir
     try:
         if world.size > 1:
             forget(world, rundir)
         rundir.path.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(rundir.lock())
+        take_lease = take(rundir, world, stack)
         claim(plan)
         if rundir.state() == "COMPLETED":
-            return _COMPLETED
+            return _COMPLETED, None
         with logging_to(rundir.log(0), visible=False):  # before the others hear of it: can it be written at all
             pass
     except OSError as error:
         raise UserError(f"run directory {rundir.path}: {error.strerror or error}; choose launch.root=…") from error
-    return Verdict(attempt=1 + sum(event.get("event") == "start" for event in rundir.attempt_events()))
+    number = 1 + sum(event.get("event") == "start" for event in rundir.attempt_events())
+    return Verdict(attempt=number), take_lease(number)

@@ -17,9 +17,10 @@ from datetime import timedelta
 from typing import Any
 
 from launcher.runtime.address import Machine, own_address
-from launcher.runtime.errors import ExitCode, UserError
+from launcher.runtime.errors import ExitCode, Stopped, UserError
 from launcher.runtime.files import write_json
 from launcher.runtime.rundir import RunDir
+from launcher.runtime.signals import StopFlag
 from launcher.runtime.world import World
 
 JOIN_TIMEOUT_S = 600.0
@@ -89,11 +90,12 @@ def announce(world: World, rundir: RunDir, verdict: Verdict, interface: str | No
     return meeting
 
 
-def attend(world: World, rundir: RunDir, timeout_s: float = JOIN_TIMEOUT_S) -> Meeting:
+def attend(world: World, rundir: RunDir, stop: StopFlag, timeout_s: float = JOIN_TIMEOUT_S) -> Meeting:
     """Every other rank waits for what rank 0 decided, and connects to its store if they are to train.
 
     Raises:
         UserError: rank 0 was not heard of in time.
+        Stopped: ``stop`` was set before.
     """
     if world.source == "torchrun":
         return _attend_in_store(world)
@@ -101,6 +103,8 @@ def attend(world: World, rundir: RunDir, timeout_s: float = JOIN_TIMEOUT_S) -> M
     file = rundir.rendezvous(world.incarnation)
     found = None
     while time.monotonic() < deadline:
+        if stop:
+            raise Stopped
         found = _read(file) or found
         meeting = found and _join(found)
         if meeting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from filelock import FileLock, Timeout
 from launcher.runtime.errors import UserError
 from launcher.runtime.files import append_json_line, read_json_lines, write_json
 
+_UNFINISHED = ".unfinished-"
 _CHECKPOINT = re.compile(r"(?P<kind>step|best|final)-(?P<step>\d{12})\.a(?P<attempt>\d{4})")
 
 
@@ -128,16 +130,33 @@ class RunDir:
         """Folder of a checkpoint: kind ``step`` (full state), ``best`` or ``final`` (weights)."""
         return self.checkpoints / f"{kind}-{step:012d}.a{attempt:04d}"
 
+    def unfinished(self, checkpoint: Path) -> Path:
+        """Where a checkpoint is written before it is committed, and lies while it is deleted."""
+        return checkpoint.with_name(f"{_UNFINISHED}{checkpoint.name}.{secrets.token_hex(4)}")
+
+    def list_unfinished(self) -> list[Path]:
+        """What saves and deletions that crashed have left, and what is being written now."""
+        return list(self.checkpoints.glob(f"{_UNFINISHED}*"))
+
     def list_checkpoints(self, kind: str) -> list[Path]:
         """Committed checkpoints of ``kind``, newest first by (step, attempt), never by time."""
         if not self.checkpoints.is_dir():
             return []
-        found = [(m, p) for p in self.checkpoints.iterdir() if (m := _CHECKPOINT.fullmatch(p.name))]
-        found = [(m, p) for m, p in found if m["kind"] == kind]
-        return [p for m, p in sorted(found, key=lambda f: (int(f[0]["step"]), int(f[0]["attempt"])), reverse=True)]
+        found = [(name, path) for path in self.checkpoints.iterdir() if (name := checkpoint_of(path.name))]
+        return [path for name, path in sorted(found, reverse=True) if name[0] == kind]
 
     def _start(self, incarnation: str) -> Path:
         return self.path / "attempts" / incarnation
+
+    @property
+    def lease(self) -> Path:
+        """Which attempt holds the run."""
+        return self.path / "lease.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """What ``lock`` locks."""
+        return self.path / ".lock"
 
     def lock(self) -> FileLock:
         """A lock that one training process of this run holds.
@@ -145,7 +164,7 @@ class RunDir:
         Raises:
             UserError: on acquiring it where another process holds it.
         """
-        return _RunLock(self.path / ".lock", timeout=0)
+        return _RunLock(self.lock_file, timeout=0)
 
     def is_locked(self) -> bool:
         """Whether a process trains this run. Takes the lock for a moment: ask only where none seems to live."""
@@ -158,7 +177,7 @@ class RunDir:
     def lock_holder(self) -> int | None:
         """Process id of who trains this run on this machine, as the kernel has it (proc(5), /proc/locks)."""
         try:
-            inode = (self.path / ".lock").stat().st_ino
+            inode = self.lock_file.stat().st_ino
             lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
         except OSError:
             return None
@@ -201,6 +220,12 @@ class RunDir:
     def attempt_events(self) -> list[dict[str, Any]]:
         """All starts and ends so far."""
         return read_json_lines(self.attempts)
+
+
+def checkpoint_of(name: str) -> tuple[str, int, int] | None:
+    """Kind, step and attempt of the checkpoint that a folder's name stands for; None: it is no checkpoint's."""
+    found = _CHECKPOINT.fullmatch(name)
+    return (found["kind"], int(found["step"]), int(found["attempt"])) if found else None
 
 
 def metric_of(summary: Mapping[str, Any]) -> float:

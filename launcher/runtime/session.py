@@ -16,17 +16,18 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-import torch
-
-from launcher.runtime.checkpoints import Checkpoints, weights_sha256
+from launcher.runtime.checkpoint.saver import Saver, Wish
+from launcher.runtime.checkpoint.snapshot import state_of
+from launcher.runtime.checkpoint.weights import weights_sha256
 from launcher.runtime.console import Meter
-from launcher.runtime.distributed import Agreement, from_all_ranks
+from launcher.runtime.distributed import Agreement
+from launcher.runtime.errors import TrainingFailed, UserError
+from launcher.runtime.resume import Restored
+from launcher.runtime.rng import get_rng, set_rng
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.settings import Settings
 from launcher.runtime.signals import StopFlag
@@ -36,6 +37,8 @@ from launcher.runtime.world import World
 log = logging.getLogger(__name__)
 
 _STATUS_EVERY_S = 1.0
+_MOST_FAILURES = 3
+"""Saves in a row that may fail before the run gives up: to train on would only lose more."""
 
 
 class Session:
@@ -48,31 +51,36 @@ class Session:
         rundir: RunDir,
         settings: Settings,
         *,
-        attempt: int,
+        restored: Restored | None,
+        saver: Saver,
         stop: StopFlag,
         meter: Meter,
         open_trackers: Callable[[int], list[Tracker]],
+        beat: Callable[[str], None],
     ) -> None:
         self.config = config
         self.world = world
         self.rundir = rundir
-        self.step = 0
+        self.step = restored.manifest.step if restored else 0
         """Last optimizer step that was saved, restored or logged."""
         self.stopping = False
         self.last: dict[str, float] = {}
         """Newest value of every number logged."""
         self.best_metric: float | None = None
         self._settings = settings.checkpoint
-        self._checkpoints = Checkpoints(rundir, settings.checkpoint, attempt)
+        self._restored = restored
+        self._saver = saver
         self._stop = stop
-        self._agreement = Agreement()
+        self._agreement: Agreement | None = None
         self._meter = meter
         self._open_trackers = open_trackers
         self._trackers: list[Tracker] | None = None
+        self._beat = beat
+        self._begun_at = self.step
         self._state: Mapping[str, Any] = {}
         self._stateful: list[str] = []
-        self._saved_step: int | None = None
         self._status_at = float("-inf")
+        self._stall_s: float | None = None
 
     def expect(self, total_steps: int) -> None:
         """Say how long the run is, for the progress bar and the time left."""
@@ -81,67 +89,94 @@ class Session:
     def restore(self) -> dict[str, Any] | None:
         """The state of the newest whole checkpoint, as ``save`` was given it, or None on a fresh start.
 
-        Objects with a ``state_dict`` come back as their state dict. The random number generators of Python, numpy
-        and torch are put back as they were, so call it last before the loop.
+        Objects with a ``state_dict`` come back as their state dict; tensors are on the CPU and may be changed. The
+        random number generators of Python, numpy and torch are put back as they were, so call it last before the loop.
+        All ranks call it, once.
         """
-        content, problems = self._checkpoints.restore()
-        for problem in problems:
-            log.warning("%s; passed over", problem)
-        self._stop.patient = True  # from here on a signal waits for the step, which is then saved
-        if content is None:
-            if problems:
-                log.warning("no whole checkpoint is left: starting over")
+        self._agreement = Agreement(n_words=3)
+        restored, self._restored = self._restored, None
+        if restored is None:
             return None
+        content = dict(restored.content)
         own = content.pop("session")
-        self.step = self._saved_step = int(own["step"])
         self.best_metric, self.last = own["best_metric"], own["last"]
         self._state, self._stateful = dict(content), own["stateful"]  # what finish keeps if no step is left to do
-        if len(own["rng"]) == self.world.size:  # with other ranks there is nothing to go on with: the task's own seeds
-            _set_rng(own["rng"][self.world.rank])
+        if restored.manifest.world_size == self.world.size:  # else there is nothing to go on with: the task's own seeds
+            set_rng(own["rng"])
         log.info("continuing after step %d", self.step)
         if self.world.is_main:
             self.write_status("RUNNING")  # with the step that it goes on from
         return content
 
     def should_stop(self) -> bool:
-        """Whether to save and leave the loop after this step. All ranks get the same answer; call it once a step.
+        """Whether to save and leave the loop after this step.
 
-        Among several ranks it comes a step after one of them was asked to stop: the step hides the question.
+        After ``restore`` all ranks get the same answer, and each must ask equally often: once a step, and as often as
+        it likes in what takes long, validation for one. Among several ranks the answer comes a call after one of them
+        was asked to stop: the step hides the question. Before ``restore`` it is this process's own: a task that is
+        still reading its data may end by raising ``Stopped``.
+
+        Raises:
+            TrainingFailed: a state that was to be saved has weights that are not finite.
+            UserError: three saves in a row failed, or another attempt has taken the run over.
         """
-        self.stopping = self.stopping or self._agreement.any_rank(bool(self._stop))
+        self._beat(f"after step {self.step}")
+        if self._agreement is None:
+            return bool(self._stop)
+        if not self.stopping:
+            saver = self._saver
+            flags = (
+                bool(self._stop),
+                bool(saver.superseded) or saver.failures >= _MOST_FAILURES,
+                saver.not_finite is not None,
+            )
+            self.stopping, cannot_save, not_finite = self._agreement.any_rank(flags)
+            self._give_up(cannot_save, not_finite)
         return self.stopping
 
     def save(self, state: Mapping[str, Any], metric: float | None = None) -> None:
-        """Offer the state after a step; it is written when the cadence, a stop or the end of the run asks for it.
+        """Offer the state after a step; it is saved when the cadence, a stop or the end of the run asks for it.
+
+        The loop waits for a copy of the state, no longer; it is written while the next steps are computed.
 
         Args:
             state: ``step`` (int), ``model``, and whatever else the loop needs to go on: tensors, plain values, or
-                objects with ``state_dict()``.
+                objects with ``state_dict()``. Each rank's own is kept; what equals rank 0's is written once.
             metric: a validation result, smaller is better; of the best one ``model`` and the plain values are kept.
+
+        Raises:
+            TypeError: something in the state cannot be saved.
         """
+        if self._agreement is None:
+            raise RuntimeError("session.save() before session.restore(): the run would start over each time")
         if "session" in state:
             raise ValueError("the state may not have a key 'session': it is the session's own")
         self._state = state
         self._stateful = [name for name, value in state.items() if hasattr(value, "state_dict")]
         self.step = int(state["step"])
-        every = self._settings.every_steps
+        wishes = []
         best = math.inf if self.best_metric is None else self.best_metric
         if metric is not None and metric < best:  # never NaN: nothing would be smaller than it
             self.best_metric = metric
             if self._settings.best and self.world.is_main:
-                self._checkpoints.save_best(self.step, self._light(), metric)
+                wishes.append(Wish(kind="best", step=self.step, entries=self._light(), metric=metric))
+        every = self._settings.every_steps
         if self.stopping or (every and self.step % every == 0):
-            self._save_state()
+            wishes += self._full()
+        self._begin_to_save(wishes)
         self._meter.show(self.step)
 
     def log(self, values: Mapping[str, Value], step: int) -> None:
         """Record numbers, texts or pictures under ``<split>/<name>`` as of ``step``. Rank 0 writes them."""
+        self._beat(f"after step {step}")
         self.last |= {name: float(v) for name, v in values.items() if isinstance(v, int | float)}
         self.step = max(self.step, step)
         if not self.world.is_main:
             return
         if self._trackers is None:  # not before: only now is it known after which step the curves go on
-            self._trackers = self._open_trackers(self._saved_step or 0)
+            self._trackers = self._open_trackers(self._begun_at)
+        if values:
+            values = {**values, **self._of_saving()}
         for tracker in self._trackers:
             tracker.log(values, step)
         fresh = not {"train/loss", "val/loss"}.isdisjoint(values)  # or the line would show an older step's loss
@@ -162,21 +197,34 @@ class Session:
             reason=reason,
         )
 
+    def settle(self) -> bool:
+        """Wait until nothing is being written any more; whether the last step is saved."""
+        if self._agreement is not None:
+            self._agreement.close()
+        self._saver.wait()
+        return self._saver.committed == self.step
+
     def finish(self, at_end: str) -> str | None:
-        """Keep what a finished run keeps (``state``, ``weights`` or ``nothing``); returns the weights' SHA-256."""
-        self._agreement.close()
+        """Keep what a finished run keeps (``state``, ``weights`` or ``nothing``); returns the weights' SHA-256.
+
+        Raises:
+            TrainingFailed, UserError: it cannot be saved.
+        """
+        self.settle()
         model = self._state.get("model")
         if model is None:
             return None
         if at_end == "state":
-            self._save_state()
+            self._begin_to_save(self._full())
+        elif at_end == "weights" and self.world.is_main:
+            self._begin_to_save([Wish(kind="final", step=self.step, entries=self._light())])
+        self._saver.wait()
+        self._give_up(bool(self._saver.failures), self._saver.not_finite is not None)
         if not self.world.is_main:
             return None
-        if at_end == "weights":
-            self._checkpoints.save_final(self.step, self._light())
         if at_end != "state":
-            self._checkpoints.drop_states()
-        return weights_sha256(_state_of(model))
+            self._saver.drop_states()
+        return weights_sha256(state_of(model))
 
     def close_trackers(self, summary: Mapping[str, Any]) -> None:
         """Let every tracker write what only the end knows; none is left open."""
@@ -186,50 +234,53 @@ class Session:
 
     @property
     def saved_step(self) -> int | None:
-        """Step of the last full state written or restored by this attempt."""
-        return self._saved_step
+        """Step of the last full state that this attempt has committed or restored."""
+        return self._saver.committed
 
-    def _save_state(self) -> None:
-        """Write the full state; all ranks call it in the same step."""
-        if self._saved_step == self.step:
+    @property
+    def save_problem(self) -> str:
+        """Why the last save failed; empty: it did not."""
+        return self._saver.error if self._saver.failures else ""
+
+    def _begin_to_save(self, wishes: list[Wish]) -> None:
+        if not wishes:
             return
-        own = {"step": self.step, "best_metric": self.best_metric, "last": self.last, "stateful": self._stateful}
-        own["rng"] = from_all_ranks(_get_rng())
-        content = {name: _state_of(value) for name, value in self._state.items()}
-        if self.world.is_main:
-            self._checkpoints.save_state(self.step, content | {"session": own})
-        self._saved_step = self.step
+        own = {"best_metric": self.best_metric, "last": self.last, "stateful": self._stateful, "rng": get_rng()}
+        self._saver.start({**self._state, "session": own}, wishes)
+        self._stall_s = self._saver.stall_s
 
-    def _light(self) -> dict[str, Any]:
+    def _full(self) -> list[Wish]:
+        """The full state, unless that of this step has been saved; all ranks ask in the same step."""
+        if self._saver.requested == self.step:
+            return []
+        return [Wish(kind="step", step=self.step, entries=frozenset((*self._state, "session")))]
+
+    def _light(self) -> frozenset[str]:
         """The model and the plain values of the state: what using the model takes, without what training on takes."""
-        plain = {k: v for k, v in self._state.items() if k not in self._stateful}
-        return plain | {"model": _state_of(self._state["model"])}
+        return frozenset(name for name in self._state if name == "model" or name not in self._stateful)
+
+    def _give_up(self, cannot_save: bool, not_finite: bool) -> None:
+        if not_finite:
+            what = self._saver.not_finite or "of another rank"
+            raise TrainingFailed(
+                f"step {self.step}: the weights are not finite ({what}), nothing of it was saved; lower the learning "
+                "rate, warm up longer or clip the gradients"
+            )
+        if cannot_save:
+            superseded = self._saver.superseded
+            if superseded is not None:
+                raise superseded
+            why = self._saver.error or "another rank could not"
+            raise UserError(
+                f"run {self.rundir.path}: step {self.step} cannot be saved: {why}; then the same command goes on"
+            )
+
+    def _of_saving(self) -> dict[str, float]:
+        """How long the loop waited for a save since the last log, and how many in a row have failed, if any."""
+        values = {} if self._stall_s is None else {"time/save": self._stall_s}
+        self._stall_s = None
+        return values | ({"checkpoint/failures": float(self._saver.failures)} if self._saver.failures else {})
 
     def _digest(self) -> str:
         names = {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}", "train/samples_per_s": "{:.0f} samples/s"}
         return "  ".join(form.format(self.last[name]) for name, form in names.items() if name in self.last)
-
-
-def _state_of(value: Any) -> Any:
-    return value.state_dict() if hasattr(value, "state_dict") else value
-
-
-def _get_rng() -> dict[str, Any]:
-    """Every generator's state as tensors and plain values, the only things that a checkpoint may hold."""
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (torch.from_numpy(np.array(keys, dtype=np.int64)), int(position), int(has_gauss), float(cached)),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-    }
-
-
-def _set_rng(states: Mapping[str, Any]) -> None:
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"])
-    for index, state in enumerate(states["cuda"][: torch.cuda.device_count()]):  # there may be fewer GPUs now
-        torch.cuda.set_rng_state(state, index)

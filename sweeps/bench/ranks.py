@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from launcher.runtime.errors import ExitCode
+from launcher.runtime.signals import StopFlag
 from launcher.runtime.world import World
 from sweeps.bench.report import say
 
@@ -93,9 +94,9 @@ def _member(args: argparse.Namespace, side: str, rank: int, folder: str, pipe: C
     if side == "together":
         world = World(rank=rank, size=args.ranks, local_rank=rank, source="submitit", incarnation="bench")
     place = RunDir(Path(folder))
-    meeting = announce(world, place, Verdict(attempt=1), None) if world.is_main else attend(world, place)
+    meeting = announce(world, place, Verdict(attempt=1), None) if world.is_main else attend(world, place, StopFlag())
     with process_group(world, meeting.store):
-        step = _stepper(args, world, Agreement())
+        step = _stepper(args, world, Agreement(n_words=1))
         pipe.send("ready")
         while True:
             try:
@@ -117,6 +118,6 @@ def _stepper(args: argparse.Namespace, world: World, agreement: Any) -> Any:
 
     def step() -> None:
         trainer.watch.add(1, trainer.train_step(0, data))
-        agreement.any_rank(False)
+        agreement.any_rank([False])
 
     return step

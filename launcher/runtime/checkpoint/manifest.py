@@ -1,0 +1,76 @@
+"""MANIFEST.json: what a checkpoint consists of, whose it is, and checksums over all of it, itself included."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from launcher.runtime.errors import UserError
+from launcher.runtime.identity import canonical_json
+
+NAME = "MANIFEST.json"
+FORMAT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """One checkpoint, described."""
+
+    kind: str
+    """``step`` (the full state), ``best`` or ``final`` (the model and plain values)."""
+    step: int
+    run_id: str
+    attempt: int
+    token: str
+    """Of the attempt that committed it (see ``launcher.runtime.lease``)."""
+    world_size: int
+    files: tuple[Mapping[str, Any], ...]
+    """``name``, ``bytes`` and ``xxh3`` (128 bits, hexadecimal) of each file."""
+    fingerprint: Mapping[str, Any]
+    """Versions and machine, on which bit-exactness depends."""
+    metric: float | None = None
+    """Of ``best``: the validation result."""
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        body = {"format": FORMAT} | asdict(self) | {"checksum": self.checksum}
+        return (json.dumps(body, indent=2) + "\n").encode()
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        """The manifest of the checkpoint in ``folder``.
+
+        Raises:
+            UserError: it is missing, damaged or of another format.
+        """
+        try:
+            body = json.loads((folder / NAME).read_bytes())
+            checksum = body.pop("checksum")
+            if _checksum(body) != checksum:
+                raise ValueError("its checksum differs")
+            if (found := body.pop("format")) != FORMAT:
+                raise ValueError(f"format {found}, this version reads {FORMAT}")
+            return Manifest(**body | {"files": tuple(body["files"])})
+        except FileNotFoundError:
+            raise UserError(f"checkpoint {folder}: its {NAME} is missing") from None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"checkpoint {folder}: its {NAME} is damaged ({error})") from None
+
+    @property
+    def checksum(self) -> str:
+        """Tells this checkpoint from any other."""
+        return _checksum({"format": FORMAT} | asdict(self))
+
+
+def xxh3(data: Any) -> str:
+    """Checksum of a piece of memory: XXH3, 128 bits (https://xxhash.com); as fast as memory is read, not secret."""
+    return xxhash.xxh3_128(data).hexdigest()
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    return xxh3(canonical_json({key: value for key, value in body.items() if key != "checksum"}).encode())

@@ -1,0 +1,254 @@
+"""Saving beside the training: one save at a time, on a thread of its own, agreed on by all ranks.
+
+Protocol, ``N`` being the folder of the checkpoint:
+
+1. The training loop copies the state (``Camera``) and goes on. All else happens on the thread.
+2. Rank 0 makes a folder aside, writes its files with checksums, fsyncs each, and tells the others their checksums.
+3. Each other rank writes what differs from rank 0's: its plain values with its random numbers, and tensors that are not
+   the same on all ranks. All tell whether they could.
+4. If all could, rank 0 writes the manifest, looks at its lease, renames the folder to ``N`` and fsyncs the parent.
+5. Rank 0 tells the others. Only then older checkpoints go.
+
+A failure at any point leaves what was there before; all ranks hear of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.runtime.checkpoint.manifest import Manifest, xxh3
+from launcher.runtime.checkpoint.reading import tensors_file, values_file
+from launcher.runtime.checkpoint.snapshot import Camera, Snapshot
+from launcher.runtime.checkpoint.writing import commit, make_aside, remove, write_file, write_values
+from launcher.runtime.distributed import Channel
+from launcher.runtime.lease import Lease, Superseded
+from launcher.runtime.rundir import RunDir, checkpoint_of
+from launcher.runtime.settings import CheckpointSettings
+from launcher.runtime.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Author:
+    """Who writes checkpoints: what the manifests of an attempt have in common."""
+
+    run_id: str
+    attempt: int
+    lease: Lease
+    fingerprint: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """A checkpoint that is to be made of a snapshot."""
+
+    kind: str
+    """``step`` by all ranks; ``best`` or ``final`` by rank 0 alone."""
+    step: int
+    entries: frozenset[str]
+    metric: float | None = None
+
+
+class Saver:
+    """The checkpoints that one attempt writes."""
+
+    def __init__(
+        self, rundir: RunDir, settings: CheckpointSettings, world: World, author: Author, restored: Path | None
+    ) -> None:
+        self.committed: int | None = None
+        """Step of the newest full state, committed or restored by this attempt."""
+        self.requested: int | None = None
+        """Step of the newest full state that was asked for or restored."""
+        self.failures = 0
+        """Saves in a row that failed."""
+        self.superseded: Superseded | None = None
+        """Another attempt has taken the run over."""
+        self.error = ""
+        """Why the last one did."""
+        self.not_finite: str | None = None
+        """What made a state unfit to be saved."""
+        self.stall_s = 0.0
+        """How long the training loop waited for the last save."""
+        self._rundir, self._settings, self._world, self._author = rundir, settings, world, author
+        self._camera = Camera()
+        self._channel = Channel()
+        self._thread: threading.Thread | None = None
+        self._verified: list[Path] = []
+        if restored is not None:
+            self._verified.append(restored)
+            self.committed = self.requested = (checkpoint_of(restored.name) or ("", 0, 0))[1]
+
+    def start(self, state: Mapping[str, Any], wishes: Sequence[Wish]) -> None:
+        """Copy ``state`` and begin to write; waits for the save before it, if that still writes. All ranks call it.
+
+        Raises:
+            TypeError: something in ``state`` cannot be saved.
+        """
+        began = time.perf_counter()
+        self.wait()
+        if any(wish.kind == "step" for wish in wishes):
+            self.requested = wishes[-1].step
+        wanted = frozenset[str]().union(*(wish.entries for wish in wishes))
+        snapshot = self._camera.take({name: value for name, value in state.items() if name in wanted})
+        self._thread = threading.Thread(target=self._save, args=(snapshot, wishes), name="save", daemon=True)
+        self._thread.start()
+        self.stall_s = time.perf_counter() - began
+
+    def wait(self) -> None:
+        """Until nothing is being written any more."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def drop_states(self) -> None:
+        """Remove all full states: a finished member of a sweep keeps weights only."""
+        for path in self._rundir.list_checkpoints("step"):
+            remove(self._rundir, path)
+        self._rundir.latest.unlink(missing_ok=True)
+
+    def _save(self, snapshot: Snapshot, wishes: Sequence[Wish]) -> None:
+        """On the thread: whatever happens is kept for the training loop, which asks for it."""
+        try:
+            snapshot.wait()
+            self._require_finite(snapshot, by_all=any(wish.kind == "step" for wish in wishes))
+            for wish in wishes:
+                part = snapshot.only(set(wish.entries))
+                self._save_by_all(part, wish) if wish.kind == "step" else self._save_by_main(part, wish)
+            self.failures = 0
+        except Exception as error:  # the thread's edge: told on, never lost
+            self.failures += 1
+            self.error = _reason(error)
+            log.error("step %d was not saved: %s; the checkpoint before is untouched", wishes[0].step, self.error)
+            if isinstance(error, Superseded):
+                self.superseded = error
+            elif not isinstance(error, OSError | _NotSaved):
+                log.error("saving", exc_info=error)
+
+    def _require_finite(self, snapshot: Snapshot, *, by_all: bool) -> None:
+        name = snapshot.first_not_finite() if self._world.is_main else None
+        self.not_finite = self._channel.from_main(name) if by_all else name
+        if self.not_finite is not None:
+            raise _NotSaved(f"the weights {self.not_finite} are not finite")
+
+    def _save_by_main(self, snapshot: Snapshot, wish: Wish) -> None:
+        """Rank 0 alone."""
+        final = self._final(wish)
+        if final.exists():
+            return
+        aside = make_aside(self._rundir, final, snapshot.n_bytes)
+        try:
+            entries, _ = self._write(snapshot, aside, {})
+            self._commit(aside, final, wish, entries)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        for old in self._rundir.list_checkpoints(wish.kind):
+            if old != final:
+                remove(self._rundir, old)
+
+    def _save_by_all(self, snapshot: Snapshot, wish: Wish) -> None:
+        """Steps 2 to 5 of the protocol. No rank leaves it before all have heard how it went."""
+        final, main, problem = self._final(wish), self._world.is_main, _Problem()
+        aside, checksums = final, dict[str, str]()
+        entries: list[dict[str, Any]] = []
+        if main:
+            with problem:
+                self._author.lease.require()
+                aside = make_aside(self._rundir, final, snapshot.n_bytes)
+                entries, checksums = self._write(snapshot, aside, {})
+        name, problem.error, checksums = self._channel.from_main((aside.name, problem.error, checksums))
+        if not main and not problem:
+            with problem:
+                entries, _ = self._write(snapshot, final.with_name(name), checksums)
+        told = self._channel.from_all((problem.error, entries))
+        problem.error = next((error for error, _ in told if error), None)
+        if main and not problem:
+            with problem:
+                self._commit(aside, final, wish, [entry for _, theirs in told for entry in theirs])
+        if main and aside != final:
+            shutil.rmtree(aside, ignore_errors=True)  # what could not be committed
+        problem.error = self._channel.from_main(problem.error)
+        if problem.error is not None:
+            raise problem.error
+        self.committed = wish.step
+        if main:
+            self._prune(final)
+
+    def _write(
+        self, snapshot: Snapshot, aside: Path, theirs: Mapping[str, str]
+    ) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Write what differs from ``theirs``, rank 0's checksums by entry; returns manifest entries and checksums."""
+        rank = self._world.rank
+        written, files, checksums = [], {}, {}
+        for entry, image in snapshot.images.items():
+            data = image.memory.numpy().data
+            if entry in theirs and xxh3(data) == theirs[entry]:
+                files[entry] = tensors_file(entry, 0)
+                continue
+            files[entry] = tensors_file(entry, rank)
+            written.append(write_file(aside / files[entry], data))
+            checksums[entry] = written[-1]["xxh3"]
+        written.append(write_values(aside / values_file(rank), {"state": snapshot.trees, "files": files}))
+        return written, checksums
+
+    def _commit(self, aside: Path, final: Path, wish: Wish, entries: Sequence[Mapping[str, Any]]) -> None:
+        author = self._author
+        manifest = Manifest(
+            kind=wish.kind, step=wish.step, run_id=author.run_id, attempt=author.attempt, token=author.lease.token,
+            world_size=self._world.size, files=tuple(entries), fingerprint=author.fingerprint, metric=wish.metric,
+        )  # fmt: skip
+        author.lease.require()
+        commit(self._rundir, aside, final, manifest)
+
+    def _prune(self, newest: Path) -> None:
+        """Keep the last K that are known to be whole, and each Nth; the others go once there are K of these."""
+        self._verified = [newest, *(path for path in self._verified if path != newest)][: self._settings.keep_last]
+        if len(self._verified) < self._settings.keep_last:
+            return
+        for path in self._rundir.list_checkpoints("step"):
+            step = (checkpoint_of(path.name) or ("", 0, 0))[1]
+            every = self._settings.keep_every
+            if path not in self._verified and (not every or step % every):
+                try:
+                    remove(self._rundir, path)
+                except OSError as error:
+                    log.warning("checkpoint %s cannot be deleted: %s", path, error.strerror)
+
+    def _final(self, wish: Wish) -> Path:
+        return self._rundir.checkpoint(wish.kind, wish.step, self._author.attempt)
+
+
+class _NotSaved(Exception):
+    """A save that was given up; all ranks know why."""
+
+
+class _Problem:
+    """Keeps what is raised within it, to be told to the other ranks first."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def __bool__(self) -> bool:
+        return self.error is not None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
+        if isinstance(error, Superseded | OSError):
+            self.error = error
+        elif isinstance(error, Exception):
+            log.error("saving", exc_info=error)
+            self.error = _NotSaved(f"{type(error).__name__}: {error}")
+        return self.error is not None
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

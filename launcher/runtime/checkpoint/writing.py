@@ -1,0 +1,86 @@
+"""Writing a checkpoint: aside, with checksums, fsynced, then renamed into place. The rename is the commit."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from launcher.runtime.checkpoint.manifest import NAME, Manifest
+from launcher.runtime.files import sync_folder, write_atomic
+from launcher.runtime.rundir import RunDir
+
+_CHUNK = 8 << 20
+"""Bytes that are checksummed and written in turn: what was just read is still in the processor's cache."""
+_ROOM = 1.05
+"""Free bytes asked for, as a multiple of what is to be written."""
+
+
+def make_aside(rundir: RunDir, final: Path, n_bytes: int) -> Path:
+    """An empty folder beside ``final``, to write in; what crashed saves left is removed.
+
+    Raises:
+        OSError: it cannot be made, or ``n_bytes`` do not fit on the disk: found out before it is full.
+    """
+    for left in rundir.list_unfinished():
+        shutil.rmtree(
+            left, ignore_errors=True
+        )  # an attempt that was given up may still write there: the next save tries
+    aside = rundir.unfinished(final)
+    aside.mkdir(parents=True)
+    disk = os.statvfs(aside)
+    if disk.f_bavail * disk.f_frsize < _ROOM * n_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside))
+    return aside
+
+
+def write_file(path: Path, data: memoryview) -> dict[str, Any]:
+    """Write a new file and fsync it; returns its entry of the manifest.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
+    digest = xxhash.xxh3_128()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        for start in range(0, len(data), _CHUNK):
+            chunk = data[start : start + _CHUNK]
+            digest.update(chunk)
+            while chunk:
+                chunk = chunk[os.write(descriptor, chunk) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return {"name": path.name, "bytes": len(data), "xxh3": digest.hexdigest()}
+
+
+def write_values(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """``write_file`` of ``values`` as JSON."""
+    return write_file(path, memoryview(json.dumps(values, separators=(",", ":")).encode()))
+
+
+def commit(rundir: RunDir, aside: Path, final: Path, manifest: Manifest) -> None:
+    """Make what was written in ``aside`` the checkpoint ``final``, durably.
+
+    Raises:
+        OSError: the disk is full, or fails; ``final`` is then not there.
+    """
+    write_file(aside / NAME, memoryview(manifest.to_bytes()))
+    sync_folder(aside)
+    aside.rename(final)
+    sync_folder(final.parent)
+    if manifest.kind == "step":
+        write_atomic(rundir.latest, final.name.encode(), durable=False)  # a hint: who resumes looks for himself
+
+
+def remove(rundir: RunDir, checkpoint: Path) -> None:
+    """Delete a checkpoint; whoever looks meanwhile sees all of it or nothing."""
+    trash = rundir.unfinished(checkpoint)
+    checkpoint.rename(trash)
+    shutil.rmtree(trash)

@@ -1,0 +1,40 @@
+"""Which checkpoints a run may go on from: those that its attempts made one from the other.
+
+An attempt says in its start event which checkpoint it goes on from. What an earlier attempt committed beyond that step,
+or after it was given up for lost, belongs to no attempt's past: it is an orphan, and passed over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.runtime.rundir import RunDir, checkpoint_of
+
+
+def ancestors(events: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """For each attempt that the last one descends from, itself included, the last step of it that counts."""
+    starts = {int(event["attempt"]): event for event in events if event.get("event") == "start" and "from" in event}
+    limits: dict[int, float] = {}
+    attempt, limit = max(starts, default=0), math.inf
+    while attempt in starts and attempt not in limits:
+        limits[attempt] = limit
+        parent = checkpoint_of(str(starts[attempt].get("from")))
+        if parent is None:
+            break
+        _, limit, attempt = parent
+    return limits
+
+
+def candidates(rundir: RunDir) -> tuple[list[Path], list[Path]]:
+    """Full states to go on from, newest first by (step, attempt), and the orphans among them."""
+    events = rundir.attempt_events()
+    limits = ancestors(events)
+    found: list[Path] = []
+    orphans: list[Path] = []
+    for path in rundir.list_checkpoints("step"):
+        _, step, attempt = checkpoint_of(path.name) or ("", 0, 0)
+        (found if not events or step <= limits.get(attempt, -1) else orphans).append(path)
+    return found, orphans

@@ -1,0 +1,99 @@
+"""Which checkpoint an attempt goes on from: the newest that is whole and of its lineage, the same one on all ranks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.runtime.checkpoint.manifest import Manifest
+from launcher.runtime.checkpoint.reading import read
+from launcher.runtime.distributed import from_all_ranks, from_main_rank
+from launcher.runtime.errors import UserError
+from launcher.runtime.fingerprint import differences, fingerprint
+from launcher.runtime.lineage import candidates
+from launcher.runtime.rundir import RunDir
+from launcher.runtime.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint that every rank has read and found whole."""
+
+    path: Path
+    manifest: Manifest
+    content: dict[str, Any]
+    """This rank's state."""
+
+
+@dataclass
+class Search:
+    """What was found, and what was passed over on the way."""
+
+    restored: Restored | None = None
+    problems: list[str] = field(default_factory=list)
+    """A line for each checkpoint that cannot be used, newest first."""
+
+
+def find(rundir: RunDir, run_id: str, world: World, *, restart_if_damaged: bool) -> Search:
+    """The checkpoint to go on from; every rank calls it and gets the same one.
+
+    Rank 0 looks for candidates by step and attempt, never by time, and checks every file; each other rank checks what
+    it reads itself. What one of them cannot read is passed over by all.
+
+    Raises:
+        UserError: there are full states, and none of them can be used; not with ``restart_if_damaged``.
+    """
+    search = Search()
+    paths, orphans = candidates(rundir) if world.is_main else ([], [])
+    for path in orphans:
+        log.warning("checkpoint %s was committed by an attempt that had been given up; passed over", path.name)
+    for path in from_main_rank(paths):
+        read_it, problem = _read(path, run_id, world)
+        problem = next((theirs for theirs in from_all_ranks(problem) if theirs), "")
+        if read_it is not None and not problem:
+            search.restored = read_it
+            break
+        search.problems.append(problem)
+        if world.is_main:
+            log.error("%s; passed over", problem)
+    if search.restored is None and search.problems and not restart_if_damaged:
+        raise UserError(
+            f"run {rundir.path}: none of its {len(search.problems)} checkpoints can be used ({search.problems[0]}); "
+            "put back a good one, or start over with checkpoint.restart_if_damaged=true"
+        )
+    if search.restored is not None and world.is_main:
+        _warn_of_changes(search.restored.manifest, world)
+    return search
+
+
+def _warn_of_changes(manifest: Manifest, world: World) -> None:
+    if changed := differences(manifest.fingerprint, fingerprint(world)):
+        log.warning("not what the checkpoint was made with, the last bits may differ: %s", "; ".join(changed))
+
+
+def _read(path: Path, run_id: str, world: World) -> tuple[Restored | None, str]:
+    def attempt() -> Restored:
+        manifest = Manifest.read(path)
+        if (manifest.run_id, manifest.kind, manifest.step) != (run_id, "step", _step(path)):
+            raise UserError(
+                f"checkpoint {path}: is of another run ({manifest.run_id}, {manifest.kind} {manifest.step})"
+            )
+        return Restored(path, manifest, read(path, manifest, world.rank, all_files=world.is_main))
+
+    return _tried(attempt, world)
+
+
+def _tried(attempt: Callable[[], Restored], world: World) -> tuple[Restored | None, str]:
+    try:
+        return attempt(), ""
+    except UserError as error:
+        return None, str(error) if world.is_main else f"{error} (on rank {world.rank}, {world.node})"
+
+
+def _step(path: Path) -> int:
+    return int(path.name.partition("-")[2].partition(".")[0])
