@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,20 +27,23 @@ _GLOO_TRACE = "_dump_fr_trace_json"  # the same for gloo; torch 2.6 has none
 def flight_recorder_env(prefix: Path) -> dict[str, str]:
     """Defaults for the environment with which torch keeps a record of the collectives, as ``setdefault`` takes them.
 
-    They are read when the first process group is made. Each comes under its name of today and under the one that
-    torch 2.6 knows. Source: torch/csrc/distributed/c10d/{FlightRecorder,ProcessGroupNCCL}.hpp.
+    They are read when the first process group is made. Source: torch/csrc/distributed/c10d/FlightRecorder.hpp and
+    ProcessGroupNCCL.hpp. A torch before 2.13 is given the older names too; later ones warn of them.
 
     Args:
         prefix: where NCCL's own watchdog writes the record when a collective times out: ``<prefix><rank>``. Its folder
             must be there. ``dump_flight_record`` with this prefix writes the same file.
     """
-    return {
-        "TORCH_FR_BUFFER_SIZE": "2000",  # collectives; about 1 KB each
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+    size, file = "2000", str(prefix)  # collectives, about 1 KB each
+    env = {
+        "TORCH_FR_BUFFER_SIZE": size,
+        "TORCH_FR_DUMP_TEMP_FILE": file,
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-        "TORCH_FR_DUMP_TEMP_FILE": str(prefix),
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(prefix),
     }
+    major, minor = version("torch").split(".")[:2]  # without importing it
+    if (int(major), int(minor)) < (2, 13):
+        env |= {"TORCH_NCCL_TRACE_BUFFER_SIZE": size, "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": file}
+    return env
 
 
 def dump_stacks(path: Path, *, who: str, where: str) -> None:

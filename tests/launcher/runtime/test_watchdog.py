@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.runtime import hang_report
 from launcher.runtime.errors import ExitCode
 from launcher.runtime.hang_report import dump_flight_record, dump_stacks, flight_recorder_env
 from launcher.runtime.watchdog import Check, Watchdog
@@ -239,11 +240,13 @@ def test_without_a_process_group_there_is_no_record_of_collectives(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nccl_is_given_todays_names_and_the_ones_of_the_oldest_torch(tmp_path):
-    env = flight_recorder_env(tmp_path / "flight.rank")
-    assert env["TORCH_FR_BUFFER_SIZE"] == env["TORCH_NCCL_TRACE_BUFFER_SIZE"] > "0"
-    assert env["TORCH_FR_DUMP_TEMP_FILE"] == env["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] == f"{tmp_path}/flight.rank"
-    assert env["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
+@pytest.mark.parametrize("torch_version", ["2.6.0", "2.13.0+cu130"])
+def test_torch_is_given_the_names_that_it_knows_and_none_that_it_warns_of(torch_version, tmp_path, monkeypatch):
+    monkeypatch.setattr(hang_report, "version", lambda name: torch_version)
+    new = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_FR_DUMP_TEMP_FILE": f"{tmp_path}/flight.rank"}
+    old = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{tmp_path}/flight.rank"}
+    expected = new | {"TORCH_NCCL_DUMP_ON_TIMEOUT": "1"} | (old if torch_version == "2.6.0" else {})
+    assert flight_recorder_env(tmp_path / "flight.rank") == expected
 
 
 def test_nccls_record_lies_where_torchs_own_tool_finds_it(tmp_path, monkeypatch):
@@ -260,8 +263,10 @@ def test_nccls_record_lies_where_torchs_own_tool_finds_it(tmp_path, monkeypatch)
 
 
 _TWO_RANKS = """
+from launcher.runtime.hang_report import flight_recorder_env
+
+os.environ |= flight_recorder_env(folder / "logs" / "flight.rank")
 import torch
-import torch.distributed as dist
 from launcher.runtime.distributed import process_group, sum_over_ranks
 from launcher.runtime.world import World
 
@@ -292,6 +297,7 @@ def test_of_two_ranks_the_one_that_waits_for_a_stopped_one_is_found_and_ended(tm
         main = stacks[stacks.rindex("(most recent call first)") :]
         assert "in train_step" in main and "in all_reduce" in main
         record = json.loads((tmp_path / "logs" / "rank0.json").read_text())
+        assert "Warning" not in log
         newest = record["entries"][-1]
         assert newest["profiling_name"] == "gloo:all_reduce" and not newest["retired"]
         assert ranks[1].poll() is None  # nothing but SIGKILL or SIGCONT moves it: srun -K, or the local queue
