@@ -7,7 +7,8 @@ them. Calls on a descriptor count where it is a regular file or a folder (not a 
 error); an open counts where it may create or cut the file, a close where the file was open for writing. All that
 merely waits, reads, maps memory or talks to other threads is noise: without it the count is the same in each run.
 Not seen: changes through mmap, io_uring or ioctl, and what child processes of the action do (they outlive the kill, as
-they would outlive any kill -9 of their parent).
+they would outlive any kill -9 of their parent). Not tried: a kill in the midst of one large write, and the loss of
+power (what was written stays, synced or not).
 """
 
 from __future__ import annotations

@@ -133,6 +133,9 @@ def test_the_save_after_a_crash_keeps_what_it_should(crashes):
     assert not wrong
 
 
+@pytest.mark.xfail(
+    strict=True, reason="a crash while LATEST is replaced leaves .LATEST.<pid>.tmp, which nobody removes"
+)
 def test_the_save_after_a_crash_leaves_no_litter(crashes):
     left = {where: litter for where, _, _, litter in crashes if litter}
     assert not left
