@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import shutil
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -117,25 +117,30 @@ def test_a_crash_anywhere_leaves_the_old_state_or_the_new_one(crashes):
 
 
 def test_once_the_new_state_is_restored_it_stays(crashes):
-    steps = [step for _, step, _, _ in crashes]
+    steps = [step or 0 for _, step, _, _ in crashes]
     assert steps == sorted(steps)
 
 
-def test_the_points_are_those_of_a_durable_save_that_prunes(crashes):
-    calls = Counter(where.split(": ")[1] for where, *_ in crashes)
-    assert calls["fsync"] >= 3, calls  # the state, its manifest, the folder that the rename changed
-    assert calls["rename"] + calls["renameat"] + calls["renameat2"] >= 2, calls
-    assert calls["unlinkat"] + calls["unlink"] >= 2, calls
+def test_what_is_written_is_durable_before_it_counts(crashes):
+    """Killing a process loses nothing that was written, a power failure does: so the order of calls is looked at."""
+    calls = [where.split(": ")[1] for where, *_ in crashes]
+    pairs = list(itertools.pairwise(calls))
+    assert {before for before, call in pairs if call == "close"} <= {"fsync", "fdatasync"}, calls
+    assert {after for call, after in pairs if call.startswith("rename")} == {"fsync"}, calls  # of the folder
+    assert any(call.startswith("unlink") for call in calls), calls  # the test did see it prune
 
 
 def test_the_save_after_a_crash_keeps_what_it_should(crashes):
-    wrong = {where: kept for where, step, kept, _ in crashes if kept != [step + 1, step]}
+    wrong = {where: kept for where, step, kept, _ in crashes if kept != [(step or 0) + 1, step]}
     assert not wrong
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a crash while LATEST is replaced leaves .LATEST.<pid>.tmp, which nobody removes"
-)
 def test_the_save_after_a_crash_leaves_no_litter(crashes):
-    left = {where: litter for where, _, _, litter in crashes if litter}
+    left = {where: rest for where, *_, litter in crashes if (rest := [p for p in litter if ".LATEST." not in p])}
+    assert not left
+
+
+@pytest.mark.xfail(strict=True, reason="a crash while LATEST is replaced leaves .LATEST.<pid>.tmp: nobody removes it")
+def test_the_save_after_a_crash_leaves_no_litter_of_the_hint(crashes):
+    left = {where: litter for where, *_, litter in crashes if litter}
     assert not left
