@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,13 @@ from launcher.runtime.console import Meter
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.failures import PeerLost, record_failure, told
 from launcher.runtime.files import write_json
-from launcher.runtime.lease import Lease
+from launcher.runtime.hang_report import dump_flight_record, dump_stacks, end_now
+from launcher.runtime.lease import CHECK_S, Lease, Superseded
 from launcher.runtime.plan import Plan, resolve_name
 from launcher.runtime.redaction import redacted
 from launcher.runtime.rendezvous import Meeting
 from launcher.runtime.signals import StopFlag
+from launcher.runtime.watchdog import Check, Watchdog
 from launcher.runtime.world import World
 
 if TYPE_CHECKING:  # they import torch
@@ -71,6 +73,12 @@ def run_attempt(
         now.ended()
 
 
+class Hung(UserError):
+    """This rank made no progress for too long; it may do so when it is started again."""
+
+    code = ExitCode.STOPPED_NOT_SAVED
+
+
 class _Attempt:
     """What is known of the attempt so far, for the record of its end."""
 
@@ -81,6 +89,7 @@ class _Attempt:
         self._lease = lease
         self._session: Session | None = None
         self._hosts = [world.node]
+        self._who = f"rank {world.rank} on {world.node}"
         self._begun = False
         self._error: BaseException | None = None
         self._reason, self._code = "", ExitCode.BUG
@@ -91,19 +100,40 @@ class _Attempt:
         from launcher.runtime.resume import find
 
         started = time.monotonic()
-        self._hosts = list(dict.fromkeys(from_all_ranks(self._world.node)))
-        may_restart = self._plan.settings().checkpoint.restart_if_damaged
-        search = find(self._rundir, self._plan.run_id, self._world, restart_if_damaged=may_restart)
-        self._begin(search)
-        self._session = self._open_session(meter, search)
-        if self._world.is_main:
-            self._session.write_status("RUNNING")
-        extra = resolve_name(self._plan.target)(self._session) or {}
-        self.outcome = _finish(self._plan, self._session, extra, time.monotonic() - started)
+        self._hosts = from_all_ranks(self._world.node)
+        with self._watchdog() as watchdog:
+            may_restart = self._plan.settings().checkpoint.restart_if_damaged
+            search = find(self._rundir, self._plan.run_id, self._world, restart_if_damaged=may_restart)
+            self._begin(search)
+            self._session = session = self._open_session(meter, search, watchdog.beat)
+            if self._world.is_main:
+                session.write_status("RUNNING")
+            extra = resolve_name(self._plan.target)(session) or {}
+            self.outcome = _finish(self._plan, session, extra, time.monotonic() - started)
         self._reason, self._code = self.outcome.state, self.outcome.code
         return self.outcome
 
-    def _open_session(self, meter: Meter, search: Search) -> Session:
+    def _watchdog(self) -> Watchdog:
+        """Ends this rank where it hangs, and rank 0 where another attempt has taken the run over."""
+        timeout_s = self._plan.settings().watchdog.timeout_s
+        checks = [Check(CHECK_S, self._lease.lost_to)] if self._world.is_main else []
+        return Watchdog(timeout_s, who=self._who, on_hang=self._hung, on_lost=self._lost, checks=checks)
+
+    def _hung(self, message: str) -> None:
+        rundir, rank = self._rundir, self._world.rank
+        end_now(
+            ExitCode.STOPPED_NOT_SAVED,
+            lambda: log.error("%s", message),
+            lambda: dump_stacks(rundir.hang(rank), who=self._who, where=message),
+            lambda: self.failed(Hung(f"{message}; see {rundir.hang(rank)}")),
+            lambda: dump_flight_record(rundir.flight_prefix, rundir.flight(rank), rank),
+            self.ended,
+        )
+
+    def _lost(self, message: str) -> None:
+        end_now(ExitCode.STOPPED_NOT_SAVED, lambda: self.failed(Superseded(message)), self.ended)
+
+    def _open_session(self, meter: Meter, search: Search, beat: Callable[[str], None]) -> Session:
         from launcher.runtime.checkpoint.saver import Author, Saver
         from launcher.runtime.fingerprint import fingerprint
         from launcher.runtime.session import Session
@@ -123,7 +153,8 @@ class _Attempt:
             stop=self._stop,
             meter=meter,
             open_trackers=lambda step: start_trackers(settings.tracker, self._rundir, values, science, step),
-            beat=lambda what: None,
+            hosts=self._hosts,
+            beat=beat,
         )
 
     def failed(self, error: BaseException) -> BaseException:
@@ -188,7 +219,7 @@ class _Attempt:
             attempt=self._number,
             job_id=self._world.job_id,
             restarts=self._world.restarts,
-            hosts=self._hosts,
+            hosts=list(dict.fromkeys(self._hosts)),
             incarnation=self._world.incarnation,
             time=datetime.now(UTC).isoformat(timespec="milliseconds"),
             **values,

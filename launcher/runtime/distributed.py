@@ -81,23 +81,27 @@ def start_sum_over_ranks(values: torch.Tensor) -> Any:
 
 
 class Agreement:
-    """Some yes or no over all ranks that cost a training step nothing: asked in one step, answered in the next.
+    """The largest of some numbers over all ranks, at no cost to a training step: asked in one step, told in the next.
 
     The words travel on a small gloo group of their own while the step is computed, so they meet no other collective and
     wait for no GPU. Every rank makes one, in the same place, and asks it equally often.
     """
 
-    def __init__(self, n_words: int) -> None:
+    def __init__(self, first: Sequence[float]) -> None:
+        """``first`` is what the first question is answered with among several ranks: no rank has said anything yet."""
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        self._words = torch.zeros(n_words, dtype=torch.int32)
+        self._words = torch.tensor(first, dtype=torch.float64)
         self._under_way: dist.Work | None = None
 
-    def any_rank(self, flags: Sequence[bool]) -> list[bool]:
-        """Which of ``flags`` a rank has set: up to the call before this one, or in a world of one now; equal on all."""
+    def largest(self, words: Sequence[float]) -> list[float]:
+        """The largest of each of ``words`` over the ranks, as of the call before this one; in a world of one as of now.
+
+        Every rank gives as many, and gets the same.
+        """
         if self._group is None:
-            return list(flags)
+            return list(words)
         answer = self._settled()
-        self._words = torch.tensor([int(flag) for flag in flags], dtype=torch.int32)
+        self._words = torch.tensor(words, dtype=torch.float64)
         self._under_way = dist.all_reduce(self._words, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return answer
 
@@ -105,11 +109,12 @@ class Agreement:
         """Wait for the last words; every rank has asked equally often, so they come."""
         self._settled()
 
-    def _settled(self) -> list[bool]:
+    def _settled(self) -> list[float]:
         if self._under_way is not None:
             self._under_way.wait()
             self._under_way = None
-        return [bool(word) for word in self._words.tolist()]
+        words: list[float] = self._words.tolist()
+        return words
 
 
 class Channel:

@@ -14,6 +14,7 @@ from launcher.runtime.console import Meter, logging_to
 from launcher.runtime.environment import drift
 from launcher.runtime.errors import ExitCode, Stopped, UserError
 from launcher.runtime.files import write_atomic, write_json
+from launcher.runtime.hang_report import flight_recorder_env
 from launcher.runtime.lease import Lease, take
 from launcher.runtime.plan import Plan
 from launcher.runtime.redaction import redacted
@@ -61,6 +62,8 @@ def run_job(plan: Plan, env: MutableMapping[str, str], stop: StopFlag, *, visibl
         stack.callback(meter.close)
         if world.is_main and (changes := drift(plan.environment)):
             log.warning("the environment is not the one that was planned: %s", "; ".join(changes))
+        for name, value in flight_recorder_env(plan.rundir.flight_prefix).items():
+            env.setdefault(name, value)
         if world.nodes > 1 or interface:
             set_interface(env, interface, interface_to(meeting.address, Machine()) if meeting.address else None)
         return run_attempt(plan, world, stop, meter, meeting, lease)
@@ -118,6 +121,7 @@ def _verdict(plan: Plan, world: World, stack: ExitStack) -> tuple[Verdict, Lease
         claim(plan)
         if rundir.state() == "COMPLETED":
             return _COMPLETED, None
+        rundir.sweep()
         with logging_to(rundir.log(0), visible=False):  # before the others hear of it: can it be written at all
             pass
     except OSError as error:

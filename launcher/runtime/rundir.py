@@ -99,6 +99,19 @@ class RunDir:
         """What rank ``rank`` said."""
         return self.path / "logs" / f"rank{rank}.log"
 
+    def hang(self, rank: int) -> Path:
+        """Stacks of a rank that made no progress."""
+        return self.path / "logs" / f"rank{rank}.hang.txt"
+
+    @property
+    def flight_prefix(self) -> Path:
+        """Where NCCL's record of collectives goes, the rank's number behind it."""
+        return self.path / "logs" / "flight.rank"
+
+    def flight(self, rank: int) -> Path:
+        """Gloo's record of collectives of a rank that made no progress."""
+        return self.path / "logs" / f"rank{rank}.flight.json"
+
     def rendezvous(self, incarnation: str) -> Path:
         """Where rank 0 tells the other ranks of one start where to meet, or that there is nothing to do."""
         return self._start(incarnation) / "rendezvous.json"
@@ -137,6 +150,11 @@ class RunDir:
     def list_unfinished(self) -> list[Path]:
         """What saves and deletions that crashed have left, and what is being written now."""
         return list(self.checkpoints.glob(f"{_UNFINISHED}*"))
+
+    def sweep(self) -> None:
+        """Remove what replacing files has left where it was cut off; only the attempt that holds the run may."""
+        for left in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+            left.unlink(missing_ok=True)
 
     def list_checkpoints(self, kind: str) -> list[Path]:
         """Committed checkpoints of ``kind``, newest first by (step, attempt), never by time."""

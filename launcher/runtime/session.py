@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from launcher.runtime.checkpoint.saver import Saver, Wish
@@ -31,12 +31,15 @@ from launcher.runtime.rng import get_rng, set_rng
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.settings import Settings
 from launcher.runtime.signals import StopFlag
+from launcher.runtime.slowest import slowest
 from launcher.runtime.trackers import Tracker, Value
 from launcher.runtime.world import World
 
 log = logging.getLogger(__name__)
 
 _STATUS_EVERY_S = 1.0
+_PHASES = ("data", "forward")
+"""Parts of a step in which no rank waits for another; a task logs their seconds as ``time/data``, ``time/forward``."""
 _MOST_FAILURES = 3
 """Saves in a row that may fail before the run gives up: to train on would only lose more."""
 
@@ -56,8 +59,10 @@ class Session:
         stop: StopFlag,
         meter: Meter,
         open_trackers: Callable[[int], list[Tracker]],
+        hosts: Sequence[str],
         beat: Callable[[str], None],
     ) -> None:
+        """``hosts`` is the node of each rank; ``beat`` is told where the training is, at each sign of progress."""
         self.config = config
         self.world = world
         self.rundir = rundir
@@ -75,6 +80,8 @@ class Session:
         self._meter = meter
         self._open_trackers = open_trackers
         self._trackers: list[Tracker] | None = None
+        self._hosts = hosts
+        self._seconds: dict[str, list[float]] = {}
         self._beat = beat
         self._begun_at = self.step
         self._state: Mapping[str, Any] = {}
@@ -93,7 +100,8 @@ class Session:
         random number generators of Python, numpy and torch are put back as they were, so call it last before the loop.
         All ranks call it, once.
         """
-        self._agreement = Agreement(n_words=3)
+        self._agreement = Agreement([0.0] * len(self._words()))
+        self._beat("restore")
         restored, self._restored = self._restored, None
         if restored is None:
             return None
@@ -124,14 +132,10 @@ class Session:
         if self._agreement is None:
             return bool(self._stop)
         if not self.stopping:
-            saver = self._saver
-            flags = (
-                bool(self._stop),
-                bool(saver.superseded) or saver.failures >= _MOST_FAILURES,
-                saver.not_finite is not None,
-            )
-            self.stopping, cannot_save, not_finite = self._agreement.any_rank(flags)
-            self._give_up(cannot_save, not_finite)
+            stop, cannot_save, not_finite, *seconds = self._agreement.largest(self._words())
+            self._seconds = {phase: seconds[i :: len(_PHASES)] for i, phase in enumerate(_PHASES)}
+            self.stopping = bool(stop)
+            self._give_up(bool(cannot_save), bool(not_finite))
         return self.stopping
 
     def save(self, state: Mapping[str, Any], metric: float | None = None) -> None:
@@ -151,6 +155,7 @@ class Session:
             raise RuntimeError("session.save() before session.restore(): the run would start over each time")
         if "session" in state:
             raise ValueError("the state may not have a key 'session': it is the session's own")
+        self._beat(f"save after step {state['step']}")
         self._state = state
         self._stateful = [name for name, value in state.items() if hasattr(value, "state_dict")]
         self.step = int(state["step"])
@@ -177,6 +182,8 @@ class Session:
             self._trackers = self._open_trackers(self._begun_at)
         if values:
             values = {**values, **self._of_saving()}
+            if "time/total" in values:
+                values |= self._of_ranks()
         for tracker in self._trackers:
             tracker.log(values, step)
         fresh = not {"train/loss", "val/loss"}.isdisjoint(values)  # or the line would show an older step's loss
@@ -274,6 +281,21 @@ class Session:
             raise UserError(
                 f"run {self.rundir.path}: step {self.step} cannot be saved: {why}; then the same command goes on"
             )
+
+    def _words(self) -> list[float]:
+        """What this rank tells the others in each step; of the seconds a step takes each rank fills its own places."""
+        saver, size = self._saver, len(self._hosts)
+        cannot_save = bool(saver.superseded) or saver.failures >= _MOST_FAILURES
+        flags = [float(flag) for flag in (bool(self._stop), cannot_save, saver.not_finite is not None)]
+        seconds = [0.0] * (len(_PHASES) * size)
+        for i, phase in enumerate(_PHASES):
+            seconds[self.world.rank * len(_PHASES) + i] = self.last.get(f"time/{phase}", 0.0)
+        return flags + seconds
+
+    def _of_ranks(self) -> dict[str, float | str]:
+        """Which rank the others wait for, as of the log before."""
+        known = {phase: seconds for phase, seconds in self._seconds.items() if any(seconds)}
+        return slowest(known, self._hosts) if len(self._hosts) > 1 else {}
 
     def _of_saving(self) -> dict[str, float]:
         """How long the loop waited for a save since the last log, and how many in a row have failed, if any."""

@@ -96,7 +96,7 @@ def _member(args: argparse.Namespace, side: str, rank: int, folder: str, pipe: C
     place = RunDir(Path(folder))
     meeting = announce(world, place, Verdict(attempt=1), None) if world.is_main else attend(world, place, StopFlag())
     with process_group(world, meeting.store):
-        step = _stepper(args, world, Agreement(n_words=1))
+        step = _stepper(args, world, Agreement([0.0]))
         pipe.send("ready")
         while True:
             try:
@@ -118,6 +118,6 @@ def _stepper(args: argparse.Namespace, world: World, agreement: Any) -> Any:
 
     def step() -> None:
         trainer.watch.add(1, trainer.train_step(0, data))
-        agreement.any_rank([False])
+        agreement.largest([0.0])
 
     return step
