@@ -35,9 +35,9 @@ keys = names | st.none() | st.booleans() | st.integers() | st.floats() | st.bina
 keys |= st.tuples(st.integers(), st.text(max_size=1))
 values = st.recursive(
     scalars | tensors | ndarrays,
-    lambda inner: st.lists(inner, max_size=3)
-    | st.lists(inner, max_size=3).map(tuple)
-    | st.dictionaries(keys, inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | st.dictionaries(keys, inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
