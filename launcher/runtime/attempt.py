@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # they import torch
 
 log = logging.getLogger(__name__)
 
+_LAST_SAVE_S = 120.0
+"""How long a task that broke down waits for the save that is under way: what it saves is from before."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -173,15 +176,20 @@ class _Attempt:
             log.error("%s", meant)
         if not isinstance(meant, KeyboardInterrupt):
             record_failure(self._rundir, self._world, self._number, meant, self._code)
+        if self._session and not isinstance(meant, KeyboardInterrupt | PeerLost | Superseded | Hung):
+            self._session.let_save_end(_LAST_SAVE_S)
         return meant
 
     def ended(self) -> None:
         """Write how it ended, on rank 0."""
         if not self._world.is_main:
             return
+        lost = self._lease.lost_to() is not None  # then all but the line of its end is another attempt's
+        if lost and not self._begun:
+            return
         self._begin(None)
         step = self._session.step if self._session else 0
-        if self._error is not None and self._lease.lost_to() is None:  # else the files are another attempt's
+        if self._error is not None and not lost:
             self._write_failure(step)
         self._event("end", step=step, reason=self._reason, code=int(self._code))
 
@@ -189,6 +197,7 @@ class _Attempt:
         """Write that it starts, and from which checkpoint; None: it never came to look for one."""
         if self._begun or not self._world.is_main:
             return
+        self._lease.require()
         self._begun = True
         self._rundir.summary.unlink(missing_ok=True)  # an earlier attempt's, which failed
         if search is None:
@@ -236,7 +245,8 @@ def _finish(plan: Plan, session: Session, extra: Mapping[str, Any], wall_s: floa
             session.write_status("PREEMPTED", said)
             session.close_trackers({})
         return Outcome("PREEMPTED", ExitCode.STOPPED_SAVED if saved else ExitCode.STOPPED_NOT_SAVED, {})
-    weights = session.finish(plan.settings().checkpoint.at_end or "state")
+    at_end = plan.settings().checkpoint.at_end or "state"
+    weights = session.finish(at_end)
     last = session.last
     summary = {
         "status": "COMPLETED",
@@ -253,4 +263,5 @@ def _finish(plan: Plan, session: Session, extra: Mapping[str, Any], wall_s: floa
         session.close_trackers(summary)
         write_json(session.rundir.summary, summary)
         session.write_status("COMPLETED")
+        session.tidy(at_end)  # last: a run without states that is not yet COMPLETED would start over
     return Outcome("COMPLETED", ExitCode.DONE, summary)

@@ -15,7 +15,7 @@ from launcher.runtime.environment import drift
 from launcher.runtime.errors import ExitCode, Stopped, UserError
 from launcher.runtime.files import write_atomic, write_json
 from launcher.runtime.hang_report import flight_recorder_env
-from launcher.runtime.lease import Lease, take
+from launcher.runtime.lease import Lease, next_attempt, take
 from launcher.runtime.plan import Plan
 from launcher.runtime.redaction import redacted
 from launcher.runtime.rendezvous import Meeting, Refused, Verdict, announce, attend, forget
@@ -126,5 +126,5 @@ def _verdict(plan: Plan, world: World, stack: ExitStack) -> tuple[Verdict, Lease
             pass
     except OSError as error:
         raise UserError(f"run directory {rundir.path}: {error.strerror or error}; choose launch.root=…") from error
-    number = 1 + sum(event.get("event") == "start" for event in rundir.attempt_events())
+    number = next_attempt(rundir)
     return Verdict(attempt=number), take_lease(number)

@@ -67,11 +67,12 @@ def take(rundir: RunDir, world: World, stack: ExitStack) -> Callable[[int], Leas
     Raises:
         UserError: another process trains the run.
     """
-    before = _read(rundir.lease)
     left: int | None = None
     try:
         stack.enter_context(rundir.lock())
+        before = _read(rundir.lease)
     except UserError as error:
+        before = _read(rundir.lease)
         if before is None or not _is_earlier_start(before, world):
             raise UserError(f"{error}{_of(before)}") from None
         left = os.open(rundir.lock_file, os.O_RDONLY)
@@ -82,6 +83,12 @@ def take(rundir: RunDir, world: World, stack: ExitStack) -> Callable[[int], Leas
             raise UserError(f"run {rundir.path}: another process is training it{_of(before)}; wait for it or stop it")
         left = -1
     return lambda attempt: _take(rundir, world, attempt, left)
+
+
+def next_attempt(rundir: RunDir) -> int:
+    """A number that no attempt had before, not even one that died before it wrote that it starts."""
+    records = [*rundir.attempt_events(), _read(rundir.lease) or {}]
+    return 1 + max((int(record.get("attempt") or 0) for record in records), default=0)
 
 
 def _take(rundir: RunDir, world: World, attempt: int, left: int | None) -> Lease:

@@ -30,11 +30,11 @@ def ancestors(events: Sequence[dict[str, Any]]) -> dict[int, float]:
 
 def candidates(rundir: RunDir) -> tuple[list[Path], list[Path]]:
     """Full states to go on from, newest first by (step, attempt), and the orphans among them."""
-    events = rundir.attempt_events()
-    limits = ancestors(events)
+    limits = ancestors(rundir.attempt_events())
     found: list[Path] = []
     orphans: list[Path] = []
     for path in rundir.list_checkpoints("step"):
         _, step, attempt = checkpoint_of(path.name) or ("", 0, 0)
-        (found if not events or step <= limits.get(attempt, -1) else orphans).append(path)
+        known = not limits or step <= limits.get(attempt, -1)  # where no record is left, all count
+        (found if known else orphans).append(path)
     return found, orphans

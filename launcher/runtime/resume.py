@@ -14,7 +14,7 @@ from launcher.runtime.distributed import from_all_ranks, from_main_rank
 from launcher.runtime.errors import UserError
 from launcher.runtime.fingerprint import differences, fingerprint
 from launcher.runtime.lineage import candidates
-from launcher.runtime.rundir import RunDir
+from launcher.runtime.rundir import RunDir, checkpoint_of
 from launcher.runtime.world import World
 
 log = logging.getLogger(__name__)
@@ -79,10 +79,10 @@ def _warn_of_changes(manifest: Manifest, world: World) -> None:
 def _read(path: Path, run_id: str, world: World) -> tuple[Restored | None, str]:
     def attempt() -> Restored:
         manifest = Manifest.read(path)
-        if (manifest.run_id, manifest.kind, manifest.step) != (run_id, "step", _step(path)):
-            raise UserError(
-                f"checkpoint {path}: is of another run ({manifest.run_id}, {manifest.kind} {manifest.step})"
-            )
+        named = (manifest.kind, manifest.step, manifest.attempt)
+        if manifest.run_id != run_id or named != checkpoint_of(path.name):
+            what = f"{manifest.run_id}, {manifest.kind} {manifest.step} of attempt {manifest.attempt}"
+            raise UserError(f"checkpoint {path}: is not what its place says ({what})")
         return Restored(path, manifest, read(path, manifest, world.rank, all_files=world.is_main))
 
     return _tried(attempt, world)
@@ -93,7 +93,3 @@ def _tried(attempt: Callable[[], Restored], world: World) -> tuple[Restored | No
         return attempt(), ""
     except UserError as error:
         return None, str(error) if world.is_main else f"{error} (on rank {world.rank}, {world.node})"
-
-
-def _step(path: Path) -> int:
-    return int(path.name.partition("-")[2].partition(".")[0])

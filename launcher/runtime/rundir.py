@@ -16,7 +16,7 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.files import append_json_line, read_json_lines, write_json
 
 _UNFINISHED = ".unfinished-"
-_CHECKPOINT = re.compile(r"(?P<kind>step|best|final)-(?P<step>\d{12})\.a(?P<attempt>\d{4})")
+_CHECKPOINT = re.compile(r"(?P<kind>step|best|final)-(?P<step>\d{12})\.a(?P<attempt>\d{4,})")
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,8 @@ class Session:
         random number generators of Python, numpy and torch are put back as they were, so call it last before the loop.
         All ranks call it, once.
         """
+        if self._agreement is not None:
+            raise RuntimeError("session.restore() a second time: it would look like a fresh start")
         self._agreement = Agreement([0.0] * len(self._words()))
         self._beat("restore")
         restored, self._restored = self._restored, None
@@ -205,10 +207,15 @@ class Session:
         )
 
     def settle(self) -> bool:
-        """Wait until nothing is being written any more; whether the last step is saved."""
+        """Wait until nothing is being written any more; whether the last step is saved.
+
+        Raises:
+            Superseded: another attempt has taken the run over, and its files with it.
+        """
         if self._agreement is not None:
             self._agreement.close()
         self._saver.wait()
+        self._saver.require_run()
         return self._saver.committed == self.step
 
     def finish(self, at_end: str) -> str | None:
@@ -217,7 +224,8 @@ class Session:
         Raises:
             TrainingFailed, UserError: it cannot be saved.
         """
-        self.settle()
+        if not self.settle():
+            self._saver.requested = None  # if it was asked for, it failed: once more
         model = self._state.get("model")
         if model is None:
             return None
@@ -227,11 +235,16 @@ class Session:
             self._begin_to_save([Wish(kind="final", step=self.step, entries=self._light())])
         self._saver.wait()
         self._give_up(bool(self._saver.failures), self._saver.not_finite is not None)
-        if not self.world.is_main:
-            return None
+        return weights_sha256(state_of(model)) if self.world.is_main else None
+
+    def tidy(self, at_end: str) -> None:
+        """On rank 0, remove the full states of a COMPLETED run that keeps weights or nothing."""
         if at_end != "state":
             self._saver.drop_states()
-        return weights_sha256(state_of(model))
+
+    def let_save_end(self, timeout_s: float) -> None:
+        """Wait, at most so long, for the save that is under way."""
+        self._saver.wait(timeout_s)
 
     def close_trackers(self, summary: Mapping[str, Any]) -> None:
         """Let every tracker write what only the end knows; none is left open."""
@@ -279,7 +292,8 @@ class Session:
                 raise superseded
             why = self._saver.error or "another rank could not"
             raise UserError(
-                f"run {self.rundir.path}: step {self.step} cannot be saved: {why}; then the same command goes on"
+                f"run {self.rundir.path}: step {self.step} cannot be saved: {why}; mend that (is the disk full?), "
+                "then the same command goes on"
             )
 
     def _words(self) -> list[float]:

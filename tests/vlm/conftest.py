@@ -12,7 +12,7 @@ import pytest
 import torch.multiprocessing as multiprocessing
 
 from launcher.plan import make_plan
-from launcher.runtime.checkpoints import weights_sha256
+from launcher.runtime.checkpoint.weights import weights_sha256
 from launcher.runtime.job import Outcome, run_job
 from launcher.runtime.plan import Plan
 from launcher.runtime.session import Session

@@ -66,15 +66,11 @@ class Image:
         if self._copied is not None:
             self._copied.synchronize()
 
-    def view(self, name: str) -> torch.Tensor:
-        """The copy of one tensor."""
-        return self._views[self._names.index(name)]
-
     def first_not_finite(self, names: Iterable[str]) -> str | None:
-        """The first of the floating point tensors ``names`` that holds a value that is not finite."""
+        """The first of the floating point and complex tensors ``names`` that holds a value that is not finite."""
         wanted = set(names)
         pairs = zip(self._names, self._views, strict=True)
-        return next((n for n, v in pairs if n in wanted and v.is_floating_point() and not _is_finite(v)), None)
+        return next((name for name, values in pairs if name in wanted and not _is_finite(values)), None)
 
 
 def read_header(memory: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -98,11 +94,15 @@ def read_header(memory: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def _is_finite(values: torch.Tensor) -> bool:
     """Whether all of them are. Their sum is finite only then; it may overflow, and then each is looked at."""
+    if not (values.is_floating_point() or values.is_complex()):
+        return True
+    if values.element_size() == 1:  # torch adds no numbers of 8 bits, and does not look at them either
+        values = values.float()
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
-def _layout(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.dtype, torch.Size]]:
-    return [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
+def _layout(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.dtype, torch.Size, bool]]:
+    return [(name, tensor.dtype, tensor.shape, tensor.is_cuda) for name, tensor in tensors.items()]
 
 
 def _header(tensors: Mapping[str, torch.Tensor]) -> bytes:

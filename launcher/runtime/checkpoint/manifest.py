@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 import xxhash
 
 from launcher.runtime.errors import UserError
-from launcher.runtime.identity import canonical_json
 
 NAME = "MANIFEST.json"
 FORMAT = 2
+_FILE = re.compile(r"[\w-][\w.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +51,19 @@ class Manifest:
         """
         try:
             body = json.loads((folder / NAME).read_bytes())
+            if (found := body.get("format")) != FORMAT:
+                raise ValueError(f"format {found}, this version reads {FORMAT}")
             checksum = body.pop("checksum")
             if _checksum(body) != checksum:
                 raise ValueError("its checksum differs")
-            if (found := body.pop("format")) != FORMAT:
-                raise ValueError(f"format {found}, this version reads {FORMAT}")
+            del body["format"]
+            for entry in body["files"]:
+                if entry.keys() != {"name", "bytes", "xxh3"} or not _FILE.fullmatch(entry["name"]):
+                    raise ValueError(f"no file's entry: {entry}")
             return Manifest(**body | {"files": tuple(body["files"])})
         except FileNotFoundError:
             raise UserError(f"checkpoint {folder}: its {NAME} is missing") from None
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"checkpoint {folder}: its {NAME} is damaged ({error})") from None
 
     @property
@@ -73,4 +78,5 @@ def xxh3(data: Any) -> str:
 
 
 def _checksum(body: Mapping[str, Any]) -> str:
-    return xxh3(canonical_json({key: value for key, value in body.items() if key != "checksum"}).encode())
+    content = {key: value for key, value in body.items() if key != "checksum"}
+    return xxh3(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())

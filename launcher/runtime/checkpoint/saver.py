@@ -102,47 +102,70 @@ class Saver:
         self._thread.start()
         self.stall_s = time.perf_counter() - began
 
-    def wait(self) -> None:
-        """Until nothing is being written any more."""
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until nothing is being written any more, at most so long."""
         if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+            self._thread.join(timeout_s)
+            if not self._thread.is_alive():
+                self._thread = None
+
+    def require_run(self) -> None:
+        """See that this attempt still holds the run: rank 0 looks, the others know what they were told by a save.
+
+        Raises:
+            Superseded: it does not.
+        """
+        if self.superseded is not None:
+            raise self.superseded
+        if self._world.is_main:
+            self._author.lease.require()
 
     def drop_states(self) -> None:
         """Remove all full states: a finished member of a sweep keeps weights only."""
         for path in self._rundir.list_checkpoints("step"):
-            remove(self._rundir, path)
+            self._discard(path)
         self._rundir.latest.unlink(missing_ok=True)
 
     def _save(self, snapshot: Snapshot, wishes: Sequence[Wish]) -> None:
-        """On the thread: whatever happens is kept for the training loop, which asks for it."""
-        try:
-            snapshot.wait()
-            self._require_finite(snapshot, by_all=any(wish.kind == "step" for wish in wishes))
-            for wish in wishes:
-                part = snapshot.only(set(wish.entries))
-                self._save_by_all(part, wish) if wish.kind == "step" else self._save_by_main(part, wish)
-            self.failures = 0
-        except Exception as error:  # the thread's edge: told on, never lost
-            self.failures += 1
-            self.error = _reason(error)
-            log.error("step %d was not saved: %s; the checkpoint before is untouched", wishes[0].step, self.error)
-            if isinstance(error, Superseded):
-                self.superseded = error
-            elif not isinstance(error, OSError | _NotSaved):
-                log.error("saving", exc_info=error)
+        """On the thread: whatever happens is kept for the training loop, which asks for it.
 
-    def _require_finite(self, snapshot: Snapshot, *, by_all: bool) -> None:
-        name = snapshot.first_not_finite() if self._world.is_main else None
-        self.not_finite = self._channel.from_main(name) if by_all else name
-        if self.not_finite is not None:
-            raise _NotSaved(f"the weights {self.not_finite} are not finite")
+        What keeps rank 0 from one checkpoint does not keep it from the next: the others wait to hear of a ``step``.
+        """
+        unfit = _Problem()
+        with unfit:
+            snapshot.wait()
+            if self._world.is_main and (name := snapshot.first_not_finite()) is not None:
+                raise _NotFinite(name)
+        failed = False
+        for wish in wishes:
+            try:
+                if wish.kind == "step":
+                    self._save_by_all(snapshot.only(set(wish.entries)), wish, unfit)
+                elif unfit.error is not None:
+                    raise unfit.error
+                else:
+                    self._save_by_main(snapshot.only(set(wish.entries)), wish)
+            except Exception as error:  # the thread's edge: told on, never lost
+                failed = True
+                self._note(wish, error)
+        self.failures = self.failures + 1 if failed else 0
+
+    def _note(self, wish: Wish, error: Exception) -> None:
+        self.error = _reason(error)
+        log.error("%s of step %d was not saved: %s; what was there is untouched", wish.kind, wish.step, self.error)
+        if isinstance(error, Superseded):
+            self.superseded = error
+        elif isinstance(error, _NotFinite):
+            self.not_finite = str(error.args[0])
+        elif not isinstance(error, OSError | _NotSaved):
+            log.error("saving", exc_info=error)
 
     def _save_by_main(self, snapshot: Snapshot, wish: Wish) -> None:
         """Rank 0 alone."""
         final = self._final(wish)
         if final.exists():
             return
+        self._author.lease.require()  # before what another attempt is writing is taken for a crashed save's
         aside = make_aside(self._rundir, final, snapshot.n_bytes)
         try:
             entries, _ = self._write(snapshot, aside, {})
@@ -151,27 +174,30 @@ class Saver:
             shutil.rmtree(aside, ignore_errors=True)
         for old in self._rundir.list_checkpoints(wish.kind):
             if old != final:
-                remove(self._rundir, old)
+                self._discard(old)
 
-    def _save_by_all(self, snapshot: Snapshot, wish: Wish) -> None:
-        """Steps 2 to 5 of the protocol. No rank leaves it before all have heard how it went."""
-        final, main, problem = self._final(wish), self._world.is_main, _Problem()
+    def _save_by_all(self, snapshot: Snapshot, wish: Wish, problem: _Problem) -> None:
+        """Steps 2 to 5 of the protocol, unless this rank has a problem; all hear of it, and how it went."""
+        final, main = self._final(wish), self._world.is_main
         aside, checksums = final, dict[str, str]()
         entries: list[dict[str, Any]] = []
-        if main:
+        if main and not problem:
             with problem:
                 self._author.lease.require()
                 aside = make_aside(self._rundir, final, snapshot.n_bytes)
                 entries, checksums = self._write(snapshot, aside, {})
-        name, problem.error, checksums = self._channel.from_main((aside.name, problem.error, checksums))
+        name, first, checksums = self._channel.from_main((aside.name, problem.error, checksums))
+        problem.error = first or problem.error
         if not main and not problem:
             with problem:
                 entries, _ = self._write(snapshot, final.with_name(name), checksums)
-        told = self._channel.from_all((problem.error, entries))
-        problem.error = next((error for error, _ in told if error), None)
+        told = self._channel.from_all((wish.step, problem.error, entries))
+        problem.error = next((error for _, error, _ in told if error), None)
+        if any(step != wish.step for step, _, _ in told):
+            problem.error = _NotSaved(f"the ranks save different steps: {[step for step, _, _ in told]}")
         if main and not problem:
             with problem:
-                self._commit(aside, final, wish, [entry for _, theirs in told for entry in theirs])
+                self._commit(aside, final, wish, [entry for _, _, theirs in told for entry in theirs])
         if main and aside != final:
             shutil.rmtree(aside, ignore_errors=True)  # what could not be committed
         problem.error = self._channel.from_main(problem.error)
@@ -216,10 +242,13 @@ class Saver:
             step = (checkpoint_of(path.name) or ("", 0, 0))[1]
             every = self._settings.keep_every
             if path not in self._verified and (not every or step % every):
-                try:
-                    remove(self._rundir, path)
-                except OSError as error:
-                    log.warning("checkpoint %s cannot be deleted: %s", path, error.strerror)
+                self._discard(path)
+
+    def _discard(self, path: Path) -> None:
+        try:
+            remove(self._rundir, path)
+        except OSError as error:
+            log.warning("checkpoint %s cannot be deleted: %s", path, error.strerror)
 
     def _final(self, wish: Wish) -> Path:
         return self._rundir.checkpoint(wish.kind, wish.step, self._author.attempt)
@@ -227,6 +256,13 @@ class Saver:
 
 class _NotSaved(Exception):
     """A save that was given up; all ranks know why."""
+
+
+class _NotFinite(_NotSaved):
+    """Its argument is the name of the weights."""
+
+    def __str__(self) -> str:
+        return f"the weights {self.args[0]} are not finite"
 
 
 class _Problem:
@@ -242,7 +278,7 @@ class _Problem:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
-        if isinstance(error, Superseded | OSError):
+        if isinstance(error, Superseded | OSError | _NotSaved):
             self.error = error
         elif isinstance(error, Exception):
             log.error("saving", exc_info=error)

@@ -73,21 +73,36 @@ def _apart(value: Any, place: str, path: str, tensors: dict[str, torch.Tensor]) 
             for i, item in enumerate(value)
         ]
         return {"tuple": items} if isinstance(value, tuple) else items
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        return {"array": _named(path, torch.from_numpy(value), tensors)}
-    if isinstance(value, np.generic | bool | int | float | str):  # also subclasses, as those of Enum and numpy
-        return _apart(value.item() if isinstance(value, np.generic) else _bare(value), place, path, tensors)
+    if type(value) in (np.ndarray, np.memmap) and (array := _array(value)) is not None:
+        return {"array": _named(path, array, tensors)}
+    if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):  # long doubles stay what they are
+        return _apart(value.item(), place, path, tensors)
+    if isinstance(value, bool | int | float | str):  # subclasses, as those of Enum
+        return _bare(value)
     if isinstance(value, bytes | bytearray):
         return {"bytes": bytes(value).hex()}
     where = f"{place}.{path}" if path else place
+    what = f"{type(value).__name__}{f' of {value.dtype}' if isinstance(value, np.ndarray) else ''}"
     raise TypeError(
-        f"state {where}: a {type(value).__name__} cannot be saved (allowed: tensors, numpy arrays, numbers, "
+        f"state {where}: a {what} cannot be saved (allowed: tensors, numpy arrays, numbers, "
         "texts, None, lists, tuples, mappings of them, and objects with state_dict())"
     )
 
 
 def _bare(value: Any) -> Any:
-    return next(kind(value) for kind in (bool, int, float, str) if isinstance(value, kind))
+    if isinstance(value, str):
+        return str.__str__(value)  # str() of an Enum's member is its name
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def _array(value: np.ndarray[Any, Any]) -> torch.Tensor | None:
+    """``value`` as a tensor of the same memory where torch can hold it there; None: it has no such numbers."""
+    if any(stride < 0 for stride in value.strides) or not value.flags.writeable:
+        value = value.copy()
+    try:
+        return torch.from_numpy(value)
+    except (TypeError, ValueError):  # texts, dates, records, another order of bytes
+        return None
 
 
 def _key(key: Any, place: str) -> Any:

@@ -29,9 +29,7 @@ def make_aside(rundir: RunDir, final: Path, n_bytes: int) -> Path:
         OSError: it cannot be made, or ``n_bytes`` do not fit on the disk: found out before it is full.
     """
     for left in rundir.list_unfinished():
-        shutil.rmtree(
-            left, ignore_errors=True
-        )  # an attempt that was given up may still write there: the next save tries
+        shutil.rmtree(left, ignore_errors=True)  # who was given up may still write there: the next save tries again
     aside = rundir.unfinished(final)
     aside.mkdir(parents=True)
     disk = os.statvfs(aside)
@@ -69,10 +67,12 @@ def commit(rundir: RunDir, aside: Path, final: Path, manifest: Manifest) -> None
     """Make what was written in ``aside`` the checkpoint ``final``, durably.
 
     Raises:
-        OSError: the disk is full, or fails; ``final`` is then not there.
+        OSError: the disk is full, or fails; ``final`` is then not there, or there and whole but not yet durable.
     """
     write_file(aside / NAME, memoryview(manifest.to_bytes()))
     sync_folder(aside)
+    if final.exists():  # of this attempt, which could not make it durable
+        remove(rundir, final)
     aside.rename(final)
     sync_folder(final.parent)
     if manifest.kind == "step":

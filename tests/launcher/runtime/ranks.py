@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from launcher.runtime.checkpoints import weights_sha256
+from launcher.runtime.checkpoint.weights import weights_sha256
 from launcher.runtime.distributed import sum_over_ranks
 from launcher.runtime.identity import run_id
 from launcher.runtime.plan import Plan
