@@ -75,7 +75,12 @@ class Site:
 
 def slurm_conf(spec: Spec, site: Site, layout: Layout) -> str:
     """Text of slurm.conf."""
-    sections = [_daemons(spec, site, layout), _scheduling(spec, site), _accounting(spec, site, layout), _nodes(spec, site)]
+    sections = [
+        _daemons(spec, site, layout),
+        _scheduling(spec, site),
+        _accounting(spec, site, layout),
+        _nodes(spec, site),
+    ]
     return "# Written by `python -m slurm up`; lost with the next one.\n" + "\n".join(sections)
 
 

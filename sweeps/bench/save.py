@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from launcher.runtime.errors import ExitCode
-from sweeps.bench.report import Rows, interleaved, ratio, say
+from sweeps.bench.report import interleaved, ratio, say
 from sweeps.bench.step import make_batch, make_trainer
 
 NAME = "save"
@@ -71,14 +71,14 @@ class _Bench:
         """Seconds of a plain write and fsync of as many bytes, and of five steps."""
         data = memoryview(bytes(self._n_bytes()))
         writes = [self._timed(lambda: _write(self._folder / "flat", data)) for _ in range(self._rounds)]
-        steps = [self._timed(lambda: [self.step() for _ in range(5)]) for _ in range(self._rounds)]
+        steps = [self._timed(self._five_steps) for _ in range(self._rounds)]
         return {
             "megabytes": len(data) / 1e6,
             "write_fsync_ms": 1e3 * statistics.median(writes),
             "five_steps_ms": 1e3 * statistics.median(steps),
         }
 
-    def stall(self) -> Rows | dict[str, Any]:
+    def stall(self) -> dict[str, Any]:
         """A save against ``torch.save`` of the same state, and against one copy of as many bytes."""
         import torch
 
@@ -138,6 +138,10 @@ class _Bench:
             "times_faster": ratio(plain, ours),
         }
 
+    def _five_steps(self) -> None:
+        for _ in range(5):
+            self.step()
+
     def _objects(self) -> dict[str, Any]:
         return {"model": self._trainer.model, "optimizer": self._trainer.optimizer}
 
@@ -145,7 +149,7 @@ class _Bench:
         return self._objects() | {"scaler": self._trainer.precision.scaler}
 
     def _n_bytes(self) -> int:
-        tensors = [p for p in self._trainer.model.state_dict().values()]
+        tensors = list(self._trainer.model.state_dict().values())
         tensors += [t for state in self._trainer.optimizer.state.values() for t in state.values()]
         return sum(t.numel() * t.element_size() for t in tensors)
 
