@@ -39,6 +39,15 @@ class TrainingFailed(UserError):
     code = ExitCode.TRAINING_FAILED
 
 
+class Stopped(UserError):
+    """This process was asked to stop while there was nothing that a save would keep."""
+
+    code = ExitCode.STOPPED_NOT_SAVED
+
+    def __init__(self) -> None:
+        super().__init__("stopped on request before there was anything to save")
+
+
 class RunsNotDone(UserError):
     """Some of several runs failed or were stopped; the code is that of the worst."""
 
