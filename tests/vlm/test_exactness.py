@@ -215,7 +215,6 @@ def test_the_loss_scale_of_fp16_goes_on_with_the_steps_that_overflow(planned, st
     attempt(whole)
     scales = read_series(whole.rundir.metrics)["train/loss_scale"][1]
     pairs = list(zip([1e6, *scales], scales, strict=False))
-    print("SCALES", scales)
     assert any(new < old for old, new in pairs) and any(new > old for old, new in pairs)  # it overflowed, it grew
     assert attempt(plan, Place(STEP, step)) == 75
     assert attempt(plan) == 0
