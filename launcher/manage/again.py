@@ -41,7 +41,7 @@ def resume(words: Sequence[str], cwd: Path, env: MutableMapping[str, str]) -> in
         UserError: a word stands for no run or for several, Slurm does not answer, or a run would be another one today.
     """
     runs = [one_run(word, cwd) for word in words]
-    return _go_on(_over([Target(sweep, (run,)) for sweep, run in runs], env), env)
+    return _go_on(_over([Target(_absolute(sweep), (run,)) for sweep, run in runs], env), env)
 
 
 def retry(words: Sequence[str], cwd: Path, env: MutableMapping[str, str], *, dry_run: bool = False) -> int:
@@ -58,8 +58,13 @@ def retry(words: Sequence[str], cwd: Path, env: MutableMapping[str, str], *, dry
     Raises:
         UserError: as ``resume``.
     """
-    targets = [target for word in words for target in named(word, cwd)]
+    targets = [Target(_absolute(t.sweep), t.runs) for word in words for t in named(word, cwd)]
     return _go_on(_over(targets, env), env, dry_run=dry_run)
+
+
+def _absolute(sweep: SweepDir) -> SweepDir:
+    """The same from whatever folder: the runs go on in another one than this."""
+    return SweepDir(sweep.path.absolute())
 
 
 def _over(targets: Sequence[Target], env: MutableMapping[str, str]) -> list[Row]:

@@ -97,9 +97,7 @@ def test_a_run_that_failed_is_submitted_once_however_often_it_is_asked_for(home)
     script = Path(home.slurm.state["jobs"]["101"]["script"]).read_text()
     assert "--partition=low" in script and "--time=7" in script, "what was asked of Slurm is asked again"
     for again in (home.manage("resume", "101", cwd=home.path), home.manage("retry", "101", cwd=home.path)):
-        assert again.stdout == f"SUBMITTED already: {home.sweep.path / only(home.sweep)} (job 101)\n".replace(
-            f"{home.path}/", ""
-        ), again.stdout
+        assert again.stdout == f"SUBMITTED already: {home.sweep.path / only(home.sweep)} (job 101)\n"
     assert home.slurm.submitted == [1, 1] and len(home.sweep.list_runs()) == 1
 
 
@@ -193,10 +191,9 @@ def test_a_site_that_the_environment_chose_is_chosen_again(home):
     assert "--qos=fast" in Path(home.slurm.state["jobs"]["101"]["script"]).read_text()
 
 
-@pytest.mark.parametrize("name", ["it's a=sweep, {of} [mine]", "back\\slash\\", "null"])
+@pytest.mark.parametrize("name", ["it's a=sweep, {of} [mine]", "null"])
 def test_a_sweep_with_an_odd_name_is_found_again(home, name):
-    quoted = name.replace("'", "\\'").replace("\\\\", "\\").removesuffix("\\")
-    home.run(*SLURM[:-1], f"launch.name='{quoted}'")
+    home.run(*SLURM[:-1], f'launch.name="{name}"')
     home.ended("FAILED")
     home.manage("retry", str(home.sweep.path))
     assert home.slurm.submitted == [1, 1] and len(home.sweep.list_runs()) == 1
@@ -322,8 +319,6 @@ def test_the_local_queue_takes_todays_code(command, tmp_path):
     done = manage_here(command, tmp_path, tmp_path / "elsewhere", "retry", "../runs/queue")
     assert done.returncode == 0, done.stderr
     assert "left as they are: 1 COMPLETED" in done.stderr and "1 of 1 runs COMPLETED" in done.stdout
-    said = sorted(f.read_text().split()[1] for f in tmp_path.glob("runs/queue/*/said.0"))
-    assert said == ["first", "first"] or "second" in "".join(
-        f.read_text() for f in tmp_path.glob("runs/queue/*/said.0")
-    )
+    said = [[line.split()[1] for line in f.read_text().splitlines()] for f in tmp_path.glob("runs/queue/*/said.0")]
+    assert sorted(said) == [["first"], ["first", "second"]]
     assert len(list(tmp_path.glob("runs/queue/code/*"))) == 2
