@@ -13,9 +13,16 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.manage.recorded import Again, compose_again, newest_plans, require_recorded, require_same_science
+from launcher.manage.recorded import (
+    Again,
+    Launched,
+    compose_again,
+    last_launched,
+    require_recorded,
+    require_same_science,
+)
 from launcher.manage.states import RunState
-from launcher.manage.survey import survey
+from launcher.manage.survey import cluster_of, survey
 from launcher.manage.targets import Target, merged, named, one_run
 from launcher.runtime.errors import ExitCode, UserError, say_error
 from launcher.runtime.plan import Plan
@@ -105,10 +112,10 @@ def _go_on(rows: Sequence[Row], env: MutableMapping[str, str], *, dry_run: bool 
     """Compose, check and launch runs; nothing is launched where one of them does not fit."""
     if not rows:
         return ExitCode.DONE
-    plans = _plans(rows)
-    folder = Path(require_recorded(rows[0][0], plans))
+    launched = _launched(rows)
+    folder = require_recorded(launched)
     _go_to(folder)
-    runs = compose_again([(sweep, plan) for (sweep, _), plan in zip(rows, plans, strict=True)])
+    runs = compose_again(launched)
     require_same_science(runs, [_plan_today(run, folder) for run in runs])
     if dry_run:
         for _, state in rows:
@@ -117,13 +124,13 @@ def _go_on(rows: Sequence[Row], env: MutableMapping[str, str], *, dry_run: bool 
     return _launch(_groups(runs), folder, env)
 
 
-def _plans(rows: Sequence[Row]) -> list[Plan]:
-    """The newest plan of each run; the files of a sweep are read once."""
+def _launched(rows: Sequence[Row]) -> list[Launched]:
+    """How each run was last launched; the files of a sweep are read once."""
     ids: dict[SweepDir, list[str]] = {}
     for sweep, state in rows:
         ids.setdefault(sweep, []).append(state.run_id)
-    plans = {(s, run): plan for s, runs in ids.items() for run, plan in zip(runs, newest_plans(s, runs), strict=True)}
-    return [plans[sweep, state.run_id] for sweep, state in rows]
+    found = {(s, run): one for s, runs in ids.items() for run, one in zip(runs, last_launched(s, runs), strict=True)}
+    return [found[sweep, state.run_id] for sweep, state in rows]
 
 
 def _go_to(folder: Path) -> None:
@@ -142,13 +149,13 @@ def _plan_today(run: Again, cwd: Path) -> Plan:
 
     member = run.member
     if member.launcher == _BASIC:
-        return make_plan(member.values, default_name=run.sweep.path.name, cwd=cwd)
+        return make_plan(member.values, default_name=run.old.sweep.path.name, cwd=cwd)
     if member.launcher not in _QUEUES:
         raise UserError(
             f"hydra/launcher={member.launcher}: cannot be retried (allowed: {', '.join(_QUEUES)}, {_BASIC})"
         )
     here = member.launcher == LOCAL
-    name = run.sweep.path.name
+    name = run.old.sweep.path.name
     return make_queued_plan(member.values, member.queue, default_name=name, cwd=cwd, code=None, here=here)[0]
 
 
@@ -157,8 +164,9 @@ def _groups(runs: Sequence[Again]) -> list[list[Again]]:
     groups: dict[Any, list[Again]] = {}
     for run in runs:
         member = run.member
-        manner = (member.values["site"].get("slurm_conf"), member.queue.get("submitit_folder"))
-        key = (run.sweep, member.launcher, member.values["launch"].get("parallel"), *manner)
+        cluster = (run.old.slurm_conf, member.values["site"].get("slurm_conf"))
+        manner = (member.values["launch"].get("parallel"), member.queue.get("submitit_folder"))
+        key = (run.old.sweep, member.launcher, *cluster, *manner)
         groups.setdefault(key, []).append(run)
     return list(groups.values())
 
@@ -181,7 +189,8 @@ def _launch_group(group: Sequence[Again], cwd: Path, env: MutableMapping[str, st
         return _train_here(group, env)
     from launcher.submission.dispatch import dispatch
 
-    dispatch([run.member for run in group], env, cwd)
+    cluster = cluster_of(group[0].old.slurm_conf, env)
+    dispatch([run.member for run in group], {**env, **({"SLURM_CONF": cluster} if cluster else {})}, cwd)
     return ExitCode.DONE
 
 

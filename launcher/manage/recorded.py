@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.runtime.errors import UserError
 from launcher.runtime.plan import Plan
 from launcher.runtime.sections import flat, hashed
-from launcher.runtime.sweepdir import SweepDir
+from launcher.runtime.sweepdir import Submission, SweepDir
 
 if TYPE_CHECKING:
     from launcher.members import Member
@@ -23,36 +23,49 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Again:
-    """A run that is to go on: as it was planned, and what composes to the same science today."""
+class Launched:
+    """A run as it was last launched."""
 
     sweep: SweepDir
-    old: Plan
+    plan: Plan
+    slurm_conf: str | None = None
+    """``SLURM_CONF`` of the cluster that it was submitted to; None: the default one, or none."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """A run that is to go on: as it was launched, and what the same words compose to today."""
+
+    old: Launched
     member: Member
 
 
-def newest_plans(sweep: SweepDir, run_ids: Sequence[str]) -> list[Plan]:
-    """The plan that each run was last launched with, whether its job ever began or not.
+def last_launched(sweep: SweepDir, run_ids: Sequence[str]) -> list[Launched]:
+    """How each run was last launched, whether its job ever began or not.
 
     Raises:
         UserError: a run has no plan, or one that cannot be read.
     """
-    latest: dict[str, tuple[str, int]] = {}
+    latest: dict[str, tuple[Submission, int]] = {}
     for submission in sweep.read_submissions():
         if not submission.withdrawn:
-            latest |= {run: (submission.token, index) for index, run in enumerate(submission.runs)}
-    lines: dict[str, dict[int, str]] = {}
+            latest |= {run: (submission, index) for index, run in enumerate(submission.runs)}
+    lines: dict[Submission, dict[int, str]] = {}
     for run_id in run_ids:
         if run_id in latest:
-            token, index = latest[run_id]
-            lines.setdefault(token, {})[index] = run_id
-    submitted = {run: plan for token, of in lines.items() for run, plan in _read(sweep.plans(token), of).items()}
-    plans = []
+            submission, index = latest[run_id]
+            lines.setdefault(submission, {})[index] = run_id
+    submitted = {
+        run: Launched(sweep, plan, submission.slurm_conf)
+        for submission, of in lines.items()
+        for run, plan in _read(sweep.plans(submission.token), of).items()
+    }
+    found = []
     for run_id in run_ids:
-        own = Plan.read(sweep.run(run_id))  # of the newest attempt that began
+        own = Launched(sweep, Plan.read(sweep.run(run_id)))  # of the newest attempt that began
         last = submitted.get(run_id, own)
-        plans.append(own if own.created > last.created else last)
-    return plans
+        found.append(own if own.plan.created > last.plan.created else last)
+    return found
 
 
 def _read(file: Path, lines: Mapping[int, str]) -> dict[str, Plan]:
@@ -66,31 +79,33 @@ def _read(file: Path, lines: Mapping[int, str]) -> dict[str, Plan]:
         raise UserError(f"plans {file}: cannot be read ({error}); type the command that started it again") from None
 
 
-def require_recorded(sweep: SweepDir, plans: Sequence[Plan]) -> str:
-    """The folder in which ``plans`` were typed.
+def require_recorded(runs: Sequence[Launched]) -> Path:
+    """The folder in which ``runs`` were typed.
 
     Raises:
         UserError: an older version planned one of them, or they were typed in several folders.
     """
-    for plan in plans:
-        if not plan.cwd:
-            asked = [str(request.get("command")) for request in sweep.read_requests() if request.get("command")]
+    for run in runs:
+        if not run.plan.cwd:
+            asked = [str(request.get("command") or "") for request in run.sweep.read_requests()]
+            asked = [command for command in asked if command.partition(" ")[0] not in ("", "resume", "retry")]
             last = f", the last one was: python -m launcher.run {asked[-1]}" if asked else ""
             raise UserError(
-                f"run {plan.rundir.path}: an older version planned it and did not record what was typed; type the "
-                f"command that started it again{last}"
+                f"run {run.sweep.run(run.plan.run_id).path}: an older version planned it and did not record what was "
+                f"typed; type the command that started it again{last}"
             )
     folders: dict[str, list[str]] = {}
-    for plan in plans:
-        folders.setdefault(plan.cwd, []).append(plan.run_id)
+    for run in runs:
+        folders.setdefault(run.plan.cwd, []).append(run.plan.run_id)
     if len(folders) > 1:
-        told = "; ".join(f"{folder}: {' '.join(runs[:_SHOWN])}{' …' * (len(runs) > _SHOWN)}"
-                         for folder, runs in folders.items())  # fmt: skip
-        raise UserError(f"{sweep.path}: its runs were launched in {len(folders)} folders; name those of one ({told})")
-    return next(iter(folders))
+        told = "; ".join(
+            f"{folder}: {' '.join(ids[:_SHOWN])}{' …' * (len(ids) > _SHOWN)}" for folder, ids in folders.items()
+        )
+        raise UserError(f"these runs were launched in {len(folders)} folders; name those of one ({told})")
+    return Path(next(iter(folders)))
 
 
-def compose_again(runs: Sequence[tuple[SweepDir, Plan]]) -> list[Again]:
+def compose_again(runs: Sequence[Launched]) -> list[Again]:
     """The members that ``runs`` are by the configs of today.
 
     Raises:
@@ -106,7 +121,7 @@ def compose_again(runs: Sequence[tuple[SweepDir, Plan]]) -> list[Again]:
     from launcher.compose import CONFIG_MODULE, CONFIG_NAME
     from launcher.members import Composer, checked_members
 
-    grid = [_words(sweep, plan) for sweep, plan in runs]
+    grid = [_words(run.sweep, run.plan) for run in runs]
     # What all share is composed once, as the words of one command are.
     shared = [word for word in grid[0] if not word.lstrip("+").startswith("hydra") and all(word in g for g in grid)]
     register()
@@ -119,7 +134,7 @@ def compose_again(runs: Sequence[tuple[SweepDir, Plan]]) -> list[Again]:
         except (HydraException, OmegaConfBaseException):  # a whole member may compose, or tells it better
             master = hydra.compose_config(CONFIG_NAME, ["site=default"], run_mode=RunMode.MULTIRUN)
         members = checked_members(grid, Composer(hydra.config_loader, master))
-    return [Again(sweep, plan, member) for (sweep, plan), member in zip(runs, members, strict=True)]
+    return [Again(run, member) for run, member in zip(runs, members, strict=True)]
 
 
 def _words(sweep: SweepDir, plan: Plan) -> list[str]:
@@ -151,19 +166,20 @@ def require_same_science(runs: Sequence[Again], plans: Sequence[Plan]) -> None:
     Raises:
         UserError: one would learn something else; names the keys that differ.
     """
-    others = [(run, new) for run, new in zip(runs, plans, strict=True) if new.run_id != run.old.run_id]
+    others = [(run, new) for run, new in zip(runs, plans, strict=True) if new.run_id != run.old.plan.run_id]
     if not others:
         return
     run, new = others[0]
-    path = run.sweep.run(run.old.run_id).path
+    old = run.old.plan
+    path = run.old.sweep.run(old.run_id).path
     many = f" ({len(others)} of {len(runs)} runs differ)" if len(runs) > 1 else ""
-    commit = run.old.environment.get("git_sha")
+    commit = old.environment.get("git_sha")
     back = f"git checkout {commit[:12]}" if commit else "bring the old configs back"
-    typed = shlex.join(_without(run.old.overrides, ("launch.wait", "launch.dry_run")))
+    typed = shlex.join(_without(old.overrides, ("launch.wait", "launch.dry_run")))
     raise UserError(
-        f"run {path}: what was typed makes another run today: {_changes(run.old, new)}{many}; nothing was started. "
+        f"run {path}: what was typed makes another run today: {_changes(old, new)}{many}; nothing was started. "
         f"Go back to what it was planned with ({back}, or the old data), or start it as a new run: "
-        f"cd {shlex.quote(run.old.cwd)} && python -m launcher.run {typed}"
+        f"cd {shlex.quote(old.cwd)} && python -m launcher.run {typed}"
     )
 
 

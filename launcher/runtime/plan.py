@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,8 @@ class Plan:
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Plan:
         """Read what ``to_json`` made."""
-        return Plan(**(dict(values) | {"overrides": tuple(values.get("overrides", ()))}))
+        plan = Plan(**values)
+        return replace(plan, overrides=tuple(plan.overrides))
 
     @staticmethod
     def read(rundir: RunDir) -> Plan:

@@ -207,6 +207,15 @@ def test_a_sweep_that_was_moved_goes_on_where_it_stands(home):
     assert home.plans()[0]["name"] == "moved" and home.slurm.submitted == [1, 1]
 
 
+def test_a_cluster_that_the_environment_chose_is_chosen_again(home):
+    conf = home.path.with_name("slurm.conf")
+    conf.touch()
+    home.run(*SLURM, SLURM_CONF=str(conf))
+    home.ended("FAILED")
+    home.manage("retry", str(home.sweep.path))
+    assert [submission.slurm_conf for submission in home.sweep.read_submissions()] == [str(conf)] * 2
+
+
 def test_an_older_plan_says_what_to_type(home):
     home.run(*SLURM)
     home.ended("FAILED")
