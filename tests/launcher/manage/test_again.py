@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +282,7 @@ sys.exit(main())
 """Sends SIGTERM to itself once a few steps are on disk: an event, not a delay."""
 
 
-def manage_here(command: Callable[..., Any], home: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def manage_here(home: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """``python -m launcher`` in a process of its own, which may train."""
     folder.mkdir(exist_ok=True)
     env = os.environ | {"XDG_CACHE_HOME": str(home / "cache"), "OMP_NUM_THREADS": "1"}
@@ -299,21 +299,42 @@ def test_a_run_of_this_process_goes_on_in_this_process(command, tmp_path):
     (run,) = (tmp_path / "runs").glob("*/*")
     step = json.loads((run / "status.json").read_text())["step"]
     assert 0 < step < 200
-    done = manage_here(command, tmp_path, tmp_path / "elsewhere", "resume", str(run))
+    done = manage_here(tmp_path, tmp_path / "elsewhere", "resume", str(run))
     assert done.returncode == 0 and f"COMPLETED: {run}" in done.stdout, done.stderr
     assert list((tmp_path / "runs").glob("*/*")) == [run] and not list((tmp_path / "elsewhere").iterdir())
     starts = [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
     assert [e["attempt"] for e in starts if e["event"] == "start"] == [1, 2]
     steps = [line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines() if ",train,loss," in line]
     assert steps == [str(step) for step in range(1, 201)], "none is missing, none was done twice"
-    again = manage_here(command, tmp_path, tmp_path / "elsewhere", "resume", str(run))
+    again = manage_here(tmp_path, tmp_path / "elsewhere", "resume", str(run))
     assert (again.returncode, again.stdout) == (0, f"COMPLETED already: {run}\n")
+
+
+def test_a_run_whose_process_was_killed_goes_on_at_once_and_one_that_is_trained_is_left_alone(command, tmp_path):
+    (tmp_path / "toytask.py").write_text(TASK)
+    words = (*TOY[:-1], "trainer.max_steps=3", "launch.name=one", "checkpoint.every_steps=1")
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "launcher.run", *words], cwd=tmp_path, env=env)
+    try:
+        while not any(len(f.read_text().splitlines()) == 2 for f in tmp_path.glob("runs/one/*/said.0")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        (run,) = (tmp_path / "runs" / "one").iterdir()
+        going = manage_here(tmp_path, tmp_path / "elsewhere", "resume", str(run))
+        assert (going.returncode, going.stdout) == (0, f"RUNNING already: {run}\n"), going.stderr
+    finally:
+        process.kill()
+        process.wait()
+    (run.parent / "go").touch()
+    done = manage_here(tmp_path, tmp_path / "elsewhere", "retry", str(run.parent))
+    assert done.returncode == 0 and f"COMPLETED: {run}" in done.stdout, done.stderr
+    assert [line.split()[0] for line in (run / "said.0").read_text().splitlines()] == ["1", "2", "2", "3"]
 
 
 def test_members_of_a_sweep_here_go_on_one_after_the_other(command, tmp_path):
     words = [*SMALL, "trainer.batch_size=4,38", "data.val_fraction=0.5", "data.split_by=image", "launch.name=here"]
     assert command("-m", "launcher.run", "-m", *words).returncode == 1
-    done = manage_here(command, tmp_path, tmp_path, "retry", "runs/here")
+    done = manage_here(tmp_path, tmp_path, "retry", "runs/here")
     assert done.returncode == 1 and "trainer.batch_size=38 is larger than the data" in done.stderr
     assert "left as they are: 1 COMPLETED" in done.stderr
     (failed,) = [p.parent for p in tmp_path.glob("runs/here/*/status.json") if "FAILED" in p.read_text()]
@@ -325,7 +346,7 @@ def test_the_local_queue_takes_todays_code(command, tmp_path):
     words = (*TOY, "hydra/launcher=submitit_local", "launch.parallel=2", "launch.name=queue", "trainer.seed=1,666")
     assert command("-m", "launcher.run", "-m", *words).returncode == 1
     (tmp_path / "toytask.py").write_text(TASK.replace("== 666", "== 667").replace('"first"', '"second"'))
-    done = manage_here(command, tmp_path, tmp_path / "elsewhere", "retry", "../runs/queue")
+    done = manage_here(tmp_path, tmp_path / "elsewhere", "retry", "../runs/queue")
     assert done.returncode == 0, done.stderr
     assert "left as they are: 1 COMPLETED" in done.stderr and "1 of 1 runs COMPLETED" in done.stdout
     said = [[line.split()[1] for line in f.read_text().splitlines()] for f in tmp_path.glob("runs/queue/*/said.0")]
