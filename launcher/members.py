@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.compose import COMPOSITION_ERRORS, plain, require_printable, told
@@ -134,8 +135,18 @@ def member_of(config: DictConfig, overrides: Sequence[str]) -> Member:
     queue = OmegaConf.to_container(config.hydra.launcher, resolve=True)
     assert isinstance(queue, dict)
     choices = dict(config.hydra.runtime.choices)
-    hydras = tuple(text for text in config.hydra.overrides.hydra if key_of(text).startswith(_OF_A_RUN))
-    return Member(tuple(overrides), plain(config), choices, {str(key): value for key, value in queue.items()}, hydras)
+    named = {str(key): value for key, value in queue.items()}
+    return Member(tuple(overrides), plain(config), choices, named, _hydras(config))
+
+
+def _hydras(config: DictConfig) -> tuple[str, ...]:
+    """Overrides of Hydra's own section that say something of the run, and ``--config-dir`` as one."""
+    typed = tuple(text for text in config.hydra.overrides.hydra if key_of(text).startswith(_OF_A_RUN))
+    folders = [source.path for source in config.hydra.runtime.config_sources if source.provider == "command-line"]
+    if folders and "hydra.searchpath" not in map(key_of, typed):
+        quoted = QuotedString(text=f"file://{Path(folders[0]).absolute()}", quote=Quote.single).with_quotes()
+        return (f"hydra.searchpath=[{quoted}]", *typed)
+    return typed
 
 
 def key_of(override: str) -> str:

@@ -207,6 +207,17 @@ def test_a_sweep_that_was_moved_goes_on_where_it_stands(home):
     assert home.plans()[0]["name"] == "moved" and home.slurm.submitted == [1, 1]
 
 
+def test_a_folder_of_configs_that_was_named_is_looked_into_again(home):
+    (home.path / "more" / "optim").mkdir(parents=True)
+    (home.path / "more" / "optim" / "mine.yaml").write_text("name: adamw\nlr: 0.125\nweight_decay: 0.1\n")
+    home.run("--config-dir", "more", "-m", *SLURM, "optim=mine", "trainer.seed=1,2")
+    home.ended("FAILED")
+    home.manage("retry", str(home.sweep.path))
+    home.ended("FAILED")
+    home.manage("retry", str(home.sweep.path))
+    assert home.slurm.submitted == [2, 2, 2] and home.plans()[0]["science"]["optim"]["lr"] == 0.125
+
+
 def test_a_cluster_that_the_environment_chose_is_chosen_again(home):
     conf = home.path.with_name("slurm.conf")
     conf.touch()
