@@ -123,7 +123,7 @@ def numbers(plan: Plan) -> dict[tuple[str, int], list[float]]:
     """All values recorded of each curve at each step, but for those of the clock."""
     found: dict[tuple[str, int], list[float]] = {}
     for name, (steps, values) in read_series(plan.rundir.metrics).items():
-        if not name.startswith("time/") and name != "train/samples_per_s":
+        if not name.startswith(("time/", "ranks/")) and name != "train/samples_per_s":
             for step, value in zip(steps, values, strict=True):
                 found.setdefault((name, step), []).append(value)
     return found
