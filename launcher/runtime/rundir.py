@@ -136,6 +136,11 @@ class RunDir:
         found = [(m, p) for m, p in found if m["kind"] == kind]
         return [p for m, p in sorted(found, key=lambda f: (int(f[0]["step"]), int(f[0]["attempt"])), reverse=True)]
 
+    def newest_step(self) -> int:
+        """Step of the newest full state, used or not; 0: there is none."""
+        names = (_CHECKPOINT.fullmatch(path.name) for path in self.list_checkpoints("step")[:1])
+        return next((int(name["step"]) for name in names if name), 0)
+
     def _start(self, incarnation: str) -> Path:
         return self.path / "attempts" / incarnation
 
