@@ -102,9 +102,9 @@ def make_queued_plan(
     """
     sections = read_sections(values)
     if (timeouts := queue.get("max_num_timeout")) is not None:
-        settings = parse(RequeueSettings, dataclasses.asdict(sections.settings.requeue) | {"max_timeouts": timeouts})
-        requeue = dataclasses.replace(sections.settings, requeue=settings)
-        sections = dataclasses.replace(sections, settings=requeue)
+        limits = dataclasses.asdict(sections.settings.requeue) | {"max_timeouts": timeouts}
+        requeue = parse(RequeueSettings, limits, "requeue")
+        sections = dataclasses.replace(sections, settings=dataclasses.replace(sections.settings, requeue=requeue))
     hardware = sections.hardware
     if here:
         hardware = dataclasses.replace(hardware, device=resolve_device(hardware.device))
