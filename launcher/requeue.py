@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
 from launcher.runtime.failures import first_failure
 from launcher.runtime.files import write_json
-from launcher.runtime.place import job_id
+from launcher.runtime.place import job_id, number
 from launcher.runtime.plan import Plan
 from launcher.runtime.progress import began_since_requeue, requeues, starts, without_progress
 from launcher.runtime.rundir import RunDir
@@ -130,14 +130,14 @@ def limits_of(plan: Plan) -> RequeueSettings:
     return parse(RequeueSettings, plan.execution.get("requeue") or {}, "requeue")
 
 
-def what_broke(rundir: RunDir, job: str, code: int) -> tuple[int, str]:
-    """The exit code and the words of what broke first in the newest start of ``job``, ``code`` being srun's.
+def what_broke(rundir: RunDir, job: str, code: int, restarts: int) -> tuple[int, str]:
+    """The exit code and the words of what broke first in the start of ``job`` after ``restarts``; ``code``: srun's.
 
     srun ends with the highest code: of a rank whose user has something to mend, and others that were stopped for it,
     it tells the others'. And ranks that only lost a peer have nothing that could be mended.
     """
     events = rundir.attempt_events()
-    begun = _begun(events, job) if began_since_requeue(events, job) else []  # else it has not even begun
+    begun = _begun(events, job) if began_since_requeue(events, job, restarts) else []  # else it has not even begun
     first = first_failure(rundir, str(begun[-1].get("incarnation"))) if begun else None
     if code > 128:
         killed = code - 128
@@ -153,18 +153,15 @@ def what_broke(rundir: RunDir, job: str, code: int) -> tuple[int, str]:
     return int(first.get("code") or code), " ".join(said.split())
 
 
-def judge(
-    rundir: RunDir, job: str, code: int, cause: str, limits: RequeueSettings, *, cancelled: bool = False
-) -> Decision:
+def judge(rundir: RunDir, job: str, code: int, cause: str, limits: RequeueSettings, restarts: int) -> Decision:
     """``decide`` for the run in ``rundir``, whose files tell how often it was tried and what came of it."""
     if rundir.state() == "COMPLETED":
         return Decision(False, "COMPLETED")
     events = rundir.attempt_events()
-    silent = 0 if began_since_requeue(events, job) else 1  # it broke down before it could say that it began
+    silent = 0 if began_since_requeue(events, job, restarts) else 1  # it broke down before it could say that it began
     idle = without_progress(events, job, rundir.newest_step())
     timeouts = requeues(events, job, OUT_OF_TIME)
-    ended = Ended(code, cause, starts(events, job) + silent, idle + silent, timeouts, cancelled)
-    return decide(ended, limits)
+    return decide(Ended(code, cause, starts(events, job) + silent, idle + silent, timeouts), limits)
 
 
 def record(rundir: RunDir, job: str, reason: str) -> None:
@@ -216,9 +213,10 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     def cancelled() -> bool:
         return job in sweep.read_cancelled(args.submission)
 
-    code, broken = what_broke(rundir, job, args.code)
-    refusal = sweep.refusal(args.plans.stem, job, env.get("SLURM_RESTART_COUNT", "0"))
-    if code in _NEVER or (refusal.exists() and not began_since_requeue(rundir.attempt_events(), job)):
+    restarts = number(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0
+    code, broken = what_broke(rundir, job, args.code, restarts)
+    refused = sweep.refusal(args.plans.stem, job, str(restarts)).exists()
+    if code in _NEVER or (refused and not began_since_requeue(rundir.attempt_events(), job, restarts)):
         return ExitCode.USER_ERROR
     if cancelled():  # ``launcher cancel`` has had it save; its scancel follows
         return ExitCode.DONE
@@ -228,7 +226,7 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     cause = classify(shown, code, broken, datetime.now(), args.warned)
     if cause is None:
         return ExitCode.DONE
-    decision = judge(rundir, job, code, cause, limits_of(plan))
+    decision = judge(rundir, job, code, cause, limits_of(plan), restarts)
     if decision.failed:
         give_up(rundir, decision.reason)
         say_error(UserError(decision.reason))

@@ -43,10 +43,13 @@ def requeues(events: Iterable[Event], job_id: str, reason: str) -> int:
     return sum(event.get("reason") == reason for event in _of_job(events, job_id, "requeue"))
 
 
-def began_since_requeue(events: Iterable[Event], job_id: str) -> bool:
-    """Whether ``job_id`` has written a start since it was last put back into the queue (or ever)."""
-    kinds = [event.get("event") for event in _of_job(events, job_id, "start", "requeue")]
-    return bool(kinds) and kinds[-1] == "start"
+def began_since_requeue(events: Iterable[Event], job_id: str, restarts: int) -> bool:
+    """Whether ``job_id``, requeued ``restarts`` times, has written a start since it was last put back into the queue.
+
+    Slurm requeues some jobs without a word of ours: a start that tells another ``restarts`` is of before that.
+    """
+    found = list(_of_job(events, job_id, "start", "requeue"))
+    return bool(found) and found[-1].get("event") == "start" and found[-1].get("restarts", restarts) == restarts
 
 
 def _begun_at(events: Iterable[Event], job_id: str) -> Sequence[int | None]:

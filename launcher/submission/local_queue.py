@@ -201,14 +201,14 @@ class _Queue:
     def _judge(self, running: _Running, code: int) -> int:
         """Have a run that is not done wait for its next start, or give it up; returns the code that it ends with."""
         plan, job_id = running.job.plan, self._job_id(running.index)
-        limits = limits_of(plan)
-        code, broken = what_broke(plan.rundir, job_id, code)
+        limits, restarts = limits_of(plan), self._restarts[running.index]
+        code, broken = what_broke(plan.rundir, job_id, code, restarts)
         cause = OUT_OF_TIME if running.asked else f"{BROKE_DOWN}: {broken}"
         if code in _STOPPED and not running.asked:
             cause = ASKED
             if code == ExitCode.STOPPED_SAVED:  # by somebody who knows its process: they mean this run
                 return code
-        decision = judge(plan.rundir, job_id, code, cause, limits)
+        decision = judge(plan.rundir, job_id, code, cause, limits, restarts)
         if decision.failed:
             give_up(plan.rundir, decision.reason)
             return ExitCode.TRAINING_FAILED

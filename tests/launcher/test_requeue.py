@@ -199,7 +199,7 @@ def test_the_rank_that_failed_first_decides_not_the_highest_code(door):
     door.started(failed="rank 0 lost another rank", code=3, after_another=True)
     assert door(3).returncode == 0, "nobody can mend that a peer was lost"
     assert door.reasons[1:] == ["broke down: a rank was killed, or its node was lost"]
-    assert what_broke(door.plan.rundir, "12_3", 1)[0] == 1, "that record is not of a start after the requeue"
+    assert what_broke(door.plan.rundir, "12_3", 1, 0)[0] == 1, "that record is not of a start after the requeue"
 
 
 def test_a_rank_that_refused_before_it_began_decides_too(door):
@@ -342,5 +342,5 @@ def test_a_torn_line_and_events_of_before_are_no_obstacle(door):
     append_json_line(rundir.attempts, {"event": "start", "job_id": "12_3", "step": None, "attempt": 1})
     with rundir.attempts.open("a") as file:
         file.write('{"event": "sta')
-    found = judge(rundir, "12_3", 137, "broke down: x", RequeueSettings(max_without_progress=1))
+    found = judge(rundir, "12_3", 137, "broke down: x", RequeueSettings(max_without_progress=1), 0)
     assert found.failed

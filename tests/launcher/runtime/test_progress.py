@@ -52,7 +52,7 @@ def test_laws(events, newest):
     assert 0 <= idle <= tries
     others = [event for event in events if event["job_id"] == "12" and event["event"] != "end"]
     assert (idle, tries) == (without_progress(others, "12", newest), starts(others, "12")), "other jobs do not matter"
-    if began_since_requeue(events, "12"):
+    if began_since_requeue(events, "12", 0):
         assert without_progress(events, "12", 7) == 0, "a newer checkpoint than any start had is progress"
     assert without_progress([*events, start(newest)], "12", newest) >= 1
     assert starts([*events, start(3)], "12") == tries + 1
@@ -62,8 +62,10 @@ def test_what_broke_down_before_it_could_say_that_it_began_counts_by_its_requeue
     events = [start(0), END, requeue(), requeue(), requeue()]
     assert starts(events, "12") == 3 and without_progress(events, "12", 0) == 3
     assert without_progress(events, "12", 4) == 2, "the first one saved"
-    assert not began_since_requeue(events, "12") and not began_since_requeue([], "12")
-    assert began_since_requeue([*events, start(4)], "12")
+    assert not began_since_requeue(events, "12", 3) and not began_since_requeue([], "12", 0)
+    assert began_since_requeue([*events, start(4)], "12", 3)
+    told = [*events, start(4) | {"restarts": 3}]
+    assert began_since_requeue(told, "12", 3) and not began_since_requeue(told, "12", 4), "Slurm requeued it by itself"
 
 
 def test_requeues_are_counted_by_their_reason():

@@ -70,6 +70,10 @@ if do == "meet":  # until the other one is there too
 if do == "kill":
     status("RUNNING")
     os.kill(os.getpid(), signal.SIGKILL)
+if do == "stop-second":  # once the other one stands
+    while not (run / "status.json").exists():
+        time.sleep(0.01)
+    sys.exit(75)
 if do.startswith("code"):
     sys.exit(int(do[4:]))
 if do == "fail":
@@ -336,7 +340,7 @@ def test_a_run_that_broke_down_is_started_again_under_the_same_name(queue, how, 
 
 def test_ranks_that_outlive_one_that_has_stopped_are_ended(queue, monkeypatch):
     monkeypatch.setattr(local_queue, "_LINGER_S", 0.0)
-    one = queue.job(0, "code75", "deaf")
+    one = queue.job(0, "stop-second", "deaf")
     with pytest.raises(RunsNotDone) as caught:
         queue.run(one)
     assert caught.value.code == 75
