@@ -242,7 +242,7 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         return BY_THE_SHELL
     try:
         if not _patiently(lambda: _ask(slurm, job, cancelled)):
-            rundir.write_status(**before)
+            rundir.write_status(**(before or {"state": "PREEMPTED", "reason": "stopped before its first step"}))
         return ExitCode.DONE
     except SlurmError as error:
         said = "saved" if code == ExitCode.STOPPED_SAVED else decision.reason
