@@ -163,6 +163,11 @@ class RunDir:
         found = [(name, path) for path in self.checkpoints.iterdir() if (name := checkpoint_of(path.name))]
         return [path for name, path in sorted(found, reverse=True) if name[0] == kind]
 
+    def newest_step(self) -> int:
+        """Step of the newest full state, used or not; 0: there is none."""
+        names = (_CHECKPOINT.fullmatch(path.name) for path in self.list_checkpoints("step")[:1])
+        return next((int(name["step"]) for name in names if name), 0)
+
     def _start(self, incarnation: str) -> Path:
         return self.path / "attempts" / incarnation
 
