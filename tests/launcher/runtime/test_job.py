@@ -15,7 +15,8 @@ import pytest
 import torch
 import yaml
 
-from launcher.runtime.checkpoints import load, weights_sha256
+from launcher.runtime.checkpoint.reading import load
+from launcher.runtime.checkpoint.weights import weights_sha256
 from launcher.runtime.errors import ExitCode, TrainingFailed, UserError, guarded
 from launcher.runtime.identity import run_id
 from launcher.runtime.job import run_job
@@ -99,7 +100,7 @@ def stop():
 
 @pytest.fixture
 def make_plan(tmp_path):
-    """``make_plan(end="stop", at=3, keep_last=1, …)``: a plan of the toy; equal science stands in one directory."""
+    """``make_plan(end="stop", at=3, keep_last=3, …)``: a plan of the toy; equal science stands in one directory."""
 
     def made(root="runs", trackers=("csv", "tensorboard"), **changes) -> Plan:
         checkpoint = {"every_steps": None, "keep_last": 2, "keep_every": None, "at_end": "state", "best": True}
@@ -217,7 +218,7 @@ def test_a_second_call_does_nothing(make_plan, run):
     plan = make_plan()
     first = run(plan)
     before = contents(plan.rundir.path)
-    again = run(make_plan(keep_last=1))  # the same science otherwise executed
+    again = run(make_plan(keep_last=3))  # the same science otherwise executed
     assert (again.state, again.code, again.summary) == ("COMPLETED", ExitCode.DONE, first.summary)
     assert contents(plan.rundir.path) == before
 
@@ -341,9 +342,14 @@ def test_a_run_goes_on_past_a_damaged_checkpoint_and_says_so(make_plan, run, uni
     with pytest.raises(ZeroDivisionError):
         run(plan)
     newest = plan.rundir.list_checkpoints("step")[0]
-    os.truncate(newest / "state.pt", 100)
+    os.truncate(newest / "model.safetensors", 100)
     assert run(make_plan()).summary["weights_sha256"] == run(uninterrupted).summary["weights_sha256"]
-    assert f"{newest}: state.pt is damaged" in plan.rundir.log(0).read_text()
+    assert f"{newest}: model.safetensors is damaged" in plan.rundir.log(0).read_text()
+    begun = plan.rundir.attempt_events()[2]
+    assert begun["passed_over"] == [
+        f"checkpoint {newest}: model.safetensors is damaged (size or checksum differs from the manifest)"
+    ]
+    assert (begun["step"], begun["from"]) == (2, "step-000000000002.a0001")
     assert losses(plan) == losses(uninterrupted)
 
 
