@@ -29,3 +29,33 @@ def raised(own_signals):
         os.kill(os.getpid(), signal.SIGTERM)
 
     return ask
+
+
+@pytest.fixture
+def make_plan(tmp_path):
+    """``make_plan(end="stop", at=3, …)``: a plan of the toy job in this test's folder (see ``toy_job``)."""
+    from tests.launcher.runtime.toy_job import toy_job
+
+    return lambda *args, **changes: toy_job(tmp_path, *args, **changes)
+
+
+@pytest.fixture
+def run(own_signals):
+    """``run(plan)``: one attempt in this process, with a stop flag of its own that hears signals."""
+    from launcher.runtime.job import run_job
+    from launcher.runtime.signals import StopFlag
+
+    def attempt(plan, env=None):
+        flag = StopFlag()
+        flag.install()
+        return run_job(plan, dict(env or {}), flag)
+
+    return attempt
+
+
+@pytest.fixture
+def uninterrupted(make_plan, run):
+    """A plan of the toy job that ran from start to end at one go, beside the runs under test."""
+    plan = make_plan(root="whole")
+    run(plan)
+    return plan

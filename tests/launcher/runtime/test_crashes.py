@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from launcher.runtime.checkpoints import MANIFEST, STATE, Checkpoints
+
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.settings import CheckpointSettings
 from tests.killed_at import begin, in_fork, names, run_killed, why_not

@@ -197,7 +197,7 @@ def test_a_step_that_is_there_but_was_not_made_durable_may_be_saved_again(tmp_pa
     saver, real = make_saver(tmp_path), os.fsync
 
     def fail_on_parent(descriptor):
-        if Path(os.readlink(f"/proc/self/fd/{descriptor}")) == RunDir(tmp_path).checkpoints:
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == RunDir(tmp_path).checkpoints:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         real(descriptor)
 
