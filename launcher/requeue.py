@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
 from launcher.runtime.failures import first_failure
-from launcher.runtime.files import write_json
 from launcher.runtime.place import job_id, number
 from launcher.runtime.plan import Plan
 from launcher.runtime.progress import began_since_requeue, requeues, starts, without_progress
@@ -182,13 +181,6 @@ def say(rundir: RunDir, state: str, reason: str) -> None:
     rundir.write_status(**(status | {"state": state, "reason": reason, "heartbeat": time.time()}))
 
 
-def give_up(rundir: RunDir, reason: str) -> None:
-    """Have the run be FAILED, in its status and in its summary."""
-    say(rundir, "FAILED", reason)
-    step = (rundir.read(rundir.status) or {}).get("step") or rundir.newest_step()
-    write_json(rundir.summary, {"status": "FAILED", "step": step, "reason": reason})
-
-
 def main() -> int:
     """The door; returns its exit code."""
     return guarded(lambda: _run(_arguments(), os.environ))
@@ -228,7 +220,7 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         return ExitCode.DONE
     decision = judge(rundir, job, code, cause, limits_of(plan), restarts)
     if decision.failed:
-        give_up(rundir, decision.reason)
+        rundir.give_up(decision.reason)
         say_error(UserError(decision.reason))
         return ExitCode.TRAINING_FAILED
     if not decision.requeue:

@@ -20,7 +20,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.requeue import ASKED, BROKE_DOWN, OUT_OF_TIME, give_up, judge, limits_of, record, what_broke
+from launcher.requeue import ASKED, BROKE_DOWN, OUT_OF_TIME, judge, limits_of, record, what_broke
 from launcher.runtime.device import visible_gpus
 from launcher.runtime.errors import ExitCode, RunsNotDone, UserError
 from launcher.runtime.place import LOCAL_RESTARTS
@@ -210,7 +210,7 @@ class _Queue:
                 return code
         decision = judge(plan.rundir, job_id, code, cause, limits, restarts)
         if decision.failed:
-            give_up(plan.rundir, decision.reason)
+            plan.rundir.give_up(decision.reason)
             return ExitCode.TRAINING_FAILED
         if decision.requeue:
             record(plan.rundir, job_id, decision.reason)

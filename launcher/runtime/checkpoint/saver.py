@@ -152,7 +152,8 @@ class Saver:
 
     def _note(self, wish: Wish, error: Exception) -> None:
         self.error = _reason(error)
-        log.error("%s of step %d was not saved: %s; what was there is untouched", wish.kind, wish.step, self.error)
+        what = f"step {wish.step}" if wish.kind == "step" else f"{wish.kind} of step {wish.step}"
+        log.error("%s was not saved: %s; what was there is untouched", what, self.error)
         if isinstance(error, Superseded):
             self.superseded = error
         elif isinstance(error, _NotFinite):

@@ -31,10 +31,11 @@ def make_aside(rundir: RunDir, final: Path, n_bytes: int) -> Path:
     for left in rundir.list_unfinished():
         shutil.rmtree(left, ignore_errors=True)  # who was given up may still write there: the next save tries again
     aside = rundir.unfinished(final)
-    aside.mkdir(parents=True)
-    disk = os.statvfs(aside)
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    disk = os.statvfs(aside.parent)
     if disk.f_bavail * disk.f_frsize < _ROOM * n_bytes:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside.parent))
+    aside.mkdir()
     return aside
 
 

@@ -27,6 +27,7 @@ def cadence(**changes: Any) -> CheckpointSettings:
 
 def author(folder: Path, attempt: int = 1, run_id: str = RUN_ID) -> Author:
     """Who writes as the attempt that holds the lease of the run in ``folder``, from now on."""
+    folder.mkdir(parents=True, exist_ok=True)
     lease = Lease(RunDir(folder).lease, f"token{attempt}")
     write_json(lease.path, {"token": lease.token, "attempt": attempt, "host": "here"})
     return Author(run_id=run_id, attempt=attempt, lease=lease, fingerprint={"threads": torch.get_num_threads()})

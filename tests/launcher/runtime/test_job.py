@@ -1,166 +1,21 @@
-"""A job from plan to finished run directory: a toy task that ends in every way a task can end."""
+"""A job from plan to finished run directory, and whose directory it is: each way in which it can end."""
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import signal
-import warnings
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import pytest
-import torch
 import yaml
 
-from launcher.runtime.checkpoints import load, weights_sha256
-from launcher.runtime.errors import ExitCode, TrainingFailed, UserError, guarded
-from launcher.runtime.identity import run_id
+from launcher.runtime.checkpoint.reading import load
+from launcher.runtime.checkpoint.saver import Saver
+from launcher.runtime.checkpoint.weights import weights_sha256
+from launcher.runtime.errors import ExitCode, UserError, guarded
 from launcher.runtime.job import run_job
 from launcher.runtime.plan import Plan
-from launcher.runtime.sections import Section, execution, halves, hashed, parse
-from launcher.runtime.session import Session
 from launcher.runtime.signals import StopFlag
 from tests.launcher.runtime.test_rundir import held_elsewhere
-
-with warnings.catch_warnings():  # tensorboard's own protobuf
-    warnings.simplefilter("ignore")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-STEPS = 6
-
-# The toy task
-
-
-@dataclass(frozen=True, kw_only=True)
-class Toy(Section):
-    """How the toy is trained, and how its training ends."""
-
-    steps: int
-    lr: float
-    end: Literal["well", "stop", "refuse", "diverge", "crash", "interrupt"] = execution("well")
-    at: int = execution(0)
-    hub_token: str = execution("hf-secret")
-
-
-ENDS = {
-    "refuse": UserError("data.path=x: no such file"),
-    "diverge": TrainingFailed("step 3: the loss is nan; lower optim.lr"),
-    "crash": ZeroDivisionError("oh"),
-    "interrupt": KeyboardInterrupt(),
-}
-
-
-def train(session: Session) -> dict[str, str] | None:
-    """A loop as the session's docstring wants it; it draws random numbers at every step."""
-    config: Toy = session.config
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr)
-    saved = session.restore()
-    if saved is not None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-    session.expect(config.steps)
-    for step in range(saved["step"] + 1 if saved else 1, config.steps + 1):
-        loss = model(torch.randn(8, 4)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        values, metric = {"train/loss": float(loss.detach()), "time/total": 0.1}, None
-        if step % 2 == 0:
-            metric = values["val/loss"] = 1.0 / step
-        session.log(values, step)
-        if step == config.at and config.end in ENDS:
-            raise ENDS[config.end]
-        if step == config.at and config.end == "stop":
-            os.kill(os.getpid(), signal.SIGTERM)
-        stop = session.should_stop()
-        session.save({"step": step, "model": model, "optimizer": optimizer, "words": ["a"]}, metric)
-        if stop:
-            return None
-    return {"note": "well done"}
-
-
-# What the tests hold
-
-
-@pytest.fixture
-def stop():
-    """A stop flag that hears this process's signals while the test lasts."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield StopFlag
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def make_plan(tmp_path):
-    """``make_plan(end="stop", at=3, keep_last=1, …)``: a plan of the toy; equal science stands in one directory."""
-
-    def made(root="runs", trackers=("csv", "tensorboard"), **changes) -> Plan:
-        checkpoint = {"every_steps": None, "keep_last": 2, "keep_every": None, "at_end": "state", "best": True}
-        checkpoint |= {key: changes.pop(key) for key in tuple(changes) if key in checkpoint}
-        config = parse(Toy, {"steps": STEPS, "lr": 0.01} | changes)
-        science, other = halves(config)
-        return Plan(
-            run_id=run_id(hashed(config)),
-            name="toys",
-            root=str(tmp_path / root),
-            target=f"{__name__}:train",
-            schema=f"{__name__}:Toy",
-            science=science,
-            execution={
-                "task": other,
-                "checkpoint": checkpoint,
-                "tracker": dict.fromkeys(trackers, True),
-                "hardware": {"device": "cpu", "micro_batch": None},
-            },
-        )
-
-    return made
-
-
-@pytest.fixture
-def run(stop):
-    """``run(plan)``: one attempt in this process, with a stop flag of its own."""
-
-    def attempt(plan: Plan):
-        flag = stop()
-        flag.install()
-        return run_job(plan, {}, flag)
-
-    return attempt
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below ``folder`` but the lock."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-def events(plan: Plan) -> list[tuple]:
-    return [(e["event"], e["attempt"], e.get("code"), e.get("reason")) for e in plan.rundir.attempt_events()]
-
-
-def losses(plan: Plan) -> list[tuple[int, float]]:
-    """Step and training loss of every row of ``metrics.csv``."""
-    with plan.rundir.metrics.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if (row["split"], row["name"]) == ("train", "loss")]
-    return [(int(row["step"]), float(row["value"])) for row in rows]
-
-
-def board_losses(plan: Plan) -> list[tuple[int, float]]:
-    board = EventAccumulator(str(plan.rundir.tensorboard), size_guidance={"scalars": 0}).Reload()
-    return [(event.step, event.value) for event in board.Scalars("train/loss")]
-
-
-def status(plan: Plan) -> dict:
-    return json.loads(plan.rundir.status.read_text())
-
+from tests.launcher.runtime.toy_job import ENDS, STEPS, board_losses, contents, events, losses, status
 
 # It ends well
 
@@ -217,7 +72,7 @@ def test_a_second_call_does_nothing(make_plan, run):
     plan = make_plan()
     first = run(plan)
     before = contents(plan.rundir.path)
-    again = run(make_plan(keep_last=1))  # the same science otherwise executed
+    again = run(make_plan(keep_last=3))  # the same science otherwise executed
     assert (again.state, again.code, again.summary) == ("COMPLETED", ExitCode.DONE, first.summary)
     assert contents(plan.rundir.path) == before
 
@@ -273,7 +128,7 @@ def test_a_run_interrupted_without_a_save_may_go_on_later(make_plan, run):
 
 
 def test_a_task_that_is_not_there_leaves_the_run_failed(make_plan, run):
-    plan = Plan.from_json(make_plan().to_json() | {"target": f"{__name__}:trian"})
+    plan = Plan.from_json(make_plan().to_json() | {"target": "tests.launcher.runtime.toy_job:trian"})
     with pytest.raises(UserError, match="has no trian"):
         run(plan)
     assert status(plan)["state"] == "FAILED"
@@ -286,74 +141,17 @@ def test_after_an_error_the_run_directory_is_free_again(make_plan, run):
     assert run(make_plan()).state == "COMPLETED"
 
 
-# It goes on
+def test_states_go_only_when_the_run_is_completed(make_plan, run, monkeypatch):
+    plan, real = make_plan(at_end="weights", every_steps=2), Saver.drop_states
+    seen = []
 
+    def drop(saver):
+        seen.append((status(plan)["state"], plan.rundir.summary.exists()))
+        real(saver)
 
-@pytest.fixture
-def uninterrupted(make_plan, run):
-    """A plan that ran from start to end at one go, beside the runs under test."""
-    plan = make_plan(root="whole")
+    monkeypatch.setattr(Saver, "drop_states", drop)
     run(plan)
-    return plan
-
-
-@pytest.mark.parametrize("at", [1, 3, STEPS])
-def test_a_stopped_run_goes_on_to_the_very_same_weights(make_plan, run, uninterrupted, at):
-    plan = make_plan(end="stop", at=at)
-    stopped = run(plan)
-    assert (stopped.state, stopped.code) == ("PREEMPTED", 75)
-    assert (status(plan)["state"], status(plan)["step"]) == ("PREEMPTED", at)
-    assert not plan.rundir.summary.exists()
-    finished = run(make_plan())
-    assert (finished.state, finished.code) == ("COMPLETED", 0)
-    for name in ("weights_sha256", "train_loss", "val_loss", "best_val_loss", "step"):
-        assert finished.summary[name] == json.loads(uninterrupted.rundir.summary.read_text())[name]
-    assert losses(plan) == losses(uninterrupted)
-    assert board_losses(plan) == board_losses(uninterrupted)
-    assert [event[:3] for event in events(plan)] == [
-        ("start", 1, None), ("end", 1, 75), ("start", 2, None), ("end", 2, 0),
-    ]  # fmt: skip
-
-
-def test_a_run_stopped_again_and_again_goes_on_to_the_very_same_weights(make_plan, run, uninterrupted):
-    for at in (1, 2, 4, 5):
-        assert run(make_plan(end="stop", at=at)).state == "PREEMPTED"
-    plan = make_plan()
-    assert run(plan).summary["weights_sha256"] == run(uninterrupted).summary["weights_sha256"]
-    assert losses(plan) == losses(uninterrupted)
-    assert board_losses(plan) == board_losses(uninterrupted)
-
-
-@pytest.mark.parametrize("every_steps", [None, 2])
-def test_a_crashed_run_goes_on_from_its_last_save_without_a_step_twice(make_plan, run, uninterrupted, every_steps):
-    plan = make_plan(end="crash", at=5, every_steps=every_steps)
-    with pytest.raises(ZeroDivisionError):
-        run(plan)
-    assert [step for step, _ in losses(plan)] == [1, 2, 3, 4, 5]
-    finished = run(make_plan())
-    assert finished.summary["weights_sha256"] == run(uninterrupted).summary["weights_sha256"]
-    assert losses(plan) == losses(uninterrupted)
-    assert board_losses(plan) == board_losses(uninterrupted)
-
-
-def test_a_run_goes_on_past_a_damaged_checkpoint_and_says_so(make_plan, run, uninterrupted):
-    plan = make_plan(end="crash", at=5, every_steps=2)
-    with pytest.raises(ZeroDivisionError):
-        run(plan)
-    newest = plan.rundir.list_checkpoints("step")[0]
-    os.truncate(newest / "state.pt", 100)
-    assert run(make_plan()).summary["weights_sha256"] == run(uninterrupted).summary["weights_sha256"]
-    assert f"{newest}: state.pt is damaged" in plan.rundir.log(0).read_text()
-    assert losses(plan) == losses(uninterrupted)
-
-
-def test_weights_kept_at_the_end_of_a_run_stopped_at_its_last_step(make_plan, run, uninterrupted):
-    run(make_plan(end="stop", at=STEPS, at_end="weights"))
-    plan = make_plan(at_end="weights")
-    digest = run(plan).summary["weights_sha256"]
-    assert digest == run(uninterrupted).summary["weights_sha256"]
-    assert weights_sha256(load(plan.rundir.list_checkpoints("final")[0])["model"]) == digest
-    assert plan.rundir.list_checkpoints("step") == []
+    assert seen == [("COMPLETED", True)] and plan.rundir.list_checkpoints("step") == []
 
 
 # Whose directory it is
