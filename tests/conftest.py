@@ -42,10 +42,25 @@ SMALL = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-slurm", action="store_true", help="fail, do not skip, where Slurm is not installed")
+    parser.addoption("--seeds", type=int, default=30, help="how often each test of the storm is made")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``storm_seed``: a number for each time that ``--seeds`` asks for."""
+    if "storm_seed" in metafunc.fixturenames:
+        metafunc.parametrize("storm_seed", range(metafunc.config.getoption("seeds")))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say loudly that nothing was tried on a real Slurm."""
+    """Say loudly that nothing was tried on a real Slurm; and what the storm has cost."""
+    passed = terminalreporter.stats.get("passed", [])
+    storms = [value for report in passed for name, value in report.user_properties if name == "storm"]
+    if storms:
+        kills, redone = sum(storm["kills"] for storm in storms), max(storm["redone"] for storm in storms)
+        terminalreporter.line(
+            f"storm: {len(storms)} runs of which {kills} ranks were killed ended like the one that was left alone; "
+            f"at most {redone} steps done again"
+        )
     skipped = [r for r in terminalreporter.stats.get("skipped", []) if "tests/integration" in str(r.longrepr)]
     if skipped:
         terminalreporter.section("NO SLURM ON THIS MACHINE", sep="!", red=True, bold=True)

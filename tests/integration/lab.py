@@ -29,7 +29,8 @@ ONE, TWO, FOUR = (), ("hardware.nodes=2",), ("hardware.nodes=2", "hardware.tasks
 class Run:
     """One run of a lab, by its folder."""
 
-    lab: Lab
+    lab: Lab | None
+    """None: it is a run of this machine's queue."""
     path: Path
     job: str
 
