@@ -5,9 +5,10 @@ goes wrong elsewhere: dropout, Adam, a loss scaler whose gradients overflow each
 micro-batches, ranks of several nodes. The samples of step N are a function of (seed, N) alone.
 
 A test writes orders into ``<sweep>/orders/``, a file each; its content is a number. ``raise``, ``die`` (SIGKILL),
-``freeze`` (SIGSTOP): what rank ``orders/rank`` (default 0) does in that step; ``die_saved``: dies once it has saved and
-was asked to stop; ``hold``: stays in that step until the file is gone, deaf to all but signals' flags; ``slow_sync``:
-seconds that each fsync takes from now on; ``often`` beside an order: it is not used up by being followed.
+``freeze`` (SIGSTOP): what rank ``orders/rank`` (default 0) does in that step; ``die_saved``: dies once it has saved
+and was asked to stop; ``hold``: stays in that step until the file is gone, deaf to all but signals' flags;
+``hold_between``: the same between the micro-batches of that step; ``slow_sync``: seconds that each fsync takes from now
+on; ``often`` beside an order: it is not used up by being followed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _WIDTH, _MICRO_BATCHES, _OVERFLOWS_EVERY = 32, 2, 7
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Section):
-    """Of the built-in task's keys it reads three; the others come along unread."""
+    """Of the built-in task's keys it reads a few; the others come along unread."""
 
     optim: dict[str, Any]
     trainer: dict[str, Any]
@@ -76,9 +77,13 @@ class Orders:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.mine("freeze", step):
             os.kill(os.getpid(), signal.SIGSTOP)
-        if self.number("hold") == step:
+        self.hold("hold", step)
+
+    def hold(self, name: str, step: int) -> None:
+        """Stay here as long as order ``name`` says ``step``."""
+        if self.number(name) == step:
             (self._folder / f"holding.{self._rank}").touch()
-            while self.number("hold") == step:
+            while self.number(name) == step:
                 time.sleep(0.02)
 
     def slow_down(self) -> None:
@@ -104,7 +109,8 @@ def train(session: Session) -> dict[str, Any]:
     orders.slow_down()
     seed, count, last = config.trainer["seed"], config.trainer["batch_size"], config.trainer["max_steps"]
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(8, _WIDTH), nn.Dropout(0.2), nn.Linear(_WIDTH, _WIDTH), nn.Linear(_WIDTH, 1))
+    dropout = nn.Dropout(config.model["dropout"])
+    model = nn.Sequential(nn.Linear(8, _WIDTH), dropout, nn.Linear(_WIDTH, _WIDTH), nn.Linear(_WIDTH, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=config.optim["lr"])
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=5)
     torch.manual_seed(seed + 1 + world.rank)
@@ -127,6 +133,8 @@ def train(session: Session) -> dict[str, Any]:
                 loss = _loss(wrapped, share) * world.size / count
                 scaler.scale(loss).backward()
                 total += float(loss.detach())
+            if i == 0:
+                orders.hold("hold_between", of_step)
         return total
 
     if world.size > 2:

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from tests.integration.user import User
 TASK = (Path(__file__).parent / "exact_task.py").read_text()
 BASE = (
     "task.target=exact_task:train", "task.schema=exact_task:Config", "site=disposable", "site.slurm_conf=null",
-    "hardware.device=cpu", "tracker=tensorboard", "checkpoint.every_steps=20", "checkpoint.at_end=state", "optim.lr=1e-3",
-    "trainer.batch_size=8", "trainer.log_every=20",
+    "hardware.device=cpu", "tracker=tensorboard", "checkpoint.every_steps=20", "checkpoint.at_end=state",
+    "optim.lr=1e-3", "trainer.batch_size=8", "trainer.log_every=20", "model.dropout=0.2",
 )  # fmt: skip
 """``trainer.log_every`` is the pace: milliseconds that a step takes longer."""
 ONE, TWO, FOUR = (), ("hardware.nodes=2",), ("hardware.nodes=2", "hardware.tasks_per_node=2")
@@ -108,11 +108,26 @@ class Run:
 
     def order(self, name: str, value: float) -> None:
         """See ``exact_task``."""
+        give_order(self.path.parent, name, value)
+
+    def wait_held(self, ranks: int) -> None:
+        """Until so many ranks stay in the step in which they were ordered to."""
+        self.wait(lambda: len(list(self.path.parent.glob("orders/holding.*"))) == ranks)
+
+    def move_on(self, step: int | None = None, name: str = "hold") -> None:
+        """Let the ranks go that are held, to be held again in ``step``."""
         folder = self.path.parent / "orders"
-        folder.mkdir(exist_ok=True)
-        aside = folder / f".{name}"
-        aside.write_text(f"{value:g}")
-        aside.rename(folder / name)
+        for left in folder.glob("holding.*"):
+            left.unlink()
+        if step is None:
+            (folder / name).unlink()
+        else:
+            self.order(name, step)
+
+    def logged(self, words: str, rank: int = 0) -> bool:
+        """Whether the log of ``rank`` holds ``words``."""
+        path = self.path / "logs" / f"rank{rank}.log"
+        return path.exists() and words in path.read_text()
 
     def checkpoints(self) -> list[Path]:
         """Full states, oldest first."""
@@ -131,8 +146,12 @@ class Lab(User):
         (self.home / "exact_task.py").write_text(TASK)
         super().__post_init__()
 
-    def run(self, name: str, *overrides: str, launcher: str = "submitit_slurm") -> Run:
-        """Submit one run as the sweep ``name``."""
+    def run(
+        self, name: str, *overrides: str, launcher: str = "submitit_slurm", orders: Mapping[str, float] | None = None
+    ) -> Run:
+        """Submit one run as the sweep ``name``; ``orders`` are there before it begins."""
+        for what, value in (orders or {}).items():
+            give_order(self.home / "runs" / name, what, value)
         done = self.type("launcher.run", f"hydra/launcher={launcher}", *BASE, *overrides, f"launch.name={name}")
         assert done.returncode == 0, done.stdout + done.stderr
         return self.found(name)
@@ -149,6 +168,15 @@ class Lab(User):
         if overrides not in self.whole:
             self.whole[overrides] = self.run(f"whole-{len(self.whole)}", *overrides)
         return self.whole[overrides]
+
+
+def give_order(sweep: Path, name: str, value: float) -> None:
+    """See ``exact_task``."""
+    folder = sweep / "orders"
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{name}"
+    aside.write_text(f"{value:g}")
+    aside.rename(folder / name)
 
 
 def assert_same(run: Run, whole: Run) -> None:
