@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 
 SLURM_PACKAGES := slurm-wlm slurmdbd munge mariadb-server
 
-.PHONY: demo test lint unit slow integration slurm install clean
+.PHONY: demo test lint unit slow integration storm slurm install clean
 
 demo: install
 	$(PY) -m launcher.run experiment=demo
@@ -29,14 +29,20 @@ lint: install
 
 # One thread a process: the tests run side by side on all cores. First those that take seconds, then the others.
 unit: install
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile -m "not slow and not slurm"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile -m "not slow and not slurm and not storm"
 
 slow: install
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile -m "slow and not slurm"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile -m "slow and not slurm and not storm"
 
 # On a real Slurm, which this starts and stops. REQUIRE_SLURM=1: a machine without Slurm fails instead of skipping.
 integration: install slurm
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m slurm tests/integration $(if $(REQUIRE_SLURM),--require-slurm)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slurm and not storm" tests/integration $(if $(REQUIRE_SLURM),--require-slurm)
+
+# No part of `make test`: the same faults from many seeds, here and, where there is one, on a real Slurm.
+SEEDS ?= 30
+storm: install
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 -m "storm and not slurm" --seeds $(SEEDS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "storm and slurm" --seeds $(SEEDS) tests/integration || [ $$? = 5 ]  # 5: none
 
 # Root on Debian or Ubuntu installs Slurm, with what is recommended: the plug-in for MariaDB is among it.
 slurm:

@@ -192,6 +192,11 @@ class _Attempt:
         if self._error is not None and not lost:
             self._write_failure(step)
         self._event("end", step=step, reason=self._reason, code=int(self._code))
+        if self._session and self._error is not None and not lost:
+            try:
+                self._session.close_trackers({})
+            except OSError as error:  # of what ended it all is said by now; on a full disk curves cannot be drawn
+                log.error("curves are not complete: %s", error)
 
     def _begin(self, search: Search | None) -> None:
         """Write that it starts, and from which checkpoint; None: it never came to look for one."""
@@ -216,7 +221,6 @@ class _Attempt:
         state = "PREEMPTED" if stopped else "FAILED"
         if self._session:
             self._session.write_status(state, self._reason)
-            self._session.close_trackers({})
         else:
             self._rundir.write_status(state=state, step=step, heartbeat=time.time(), reason=self._reason)
         if not stopped:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import defaultdict
 from pathlib import Path
 
+from launcher.runtime.files import write_atomic
 from launcher.runtime.rundir import RunDir
 
 Series = dict[str, tuple[list[int], list[float]]]
@@ -53,4 +55,6 @@ def _draw(path: Path, series: Series, unit: str, title: str) -> None:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_atomic(path, picture.getvalue(), durable=False)  # where the disk is full, no half of it

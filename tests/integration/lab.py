@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.manage.states import RunState
-from slurm.processes import Process, wait_until
+from slurm.faults import show_job
+from slurm.processes import wait_until
 from tests.integration.user import User
 
 TASK = (Path(__file__).parent / "exact_task.py").read_text()
@@ -76,35 +78,48 @@ class Run:
         told = attempts.read_text() if attempts.exists() else ""
         return "\n".join([str(self.read("status.json")), told, *logs])
 
-    def tasks(self) -> list[Process]:
-        """Processes of its ranks that live, Python ones only."""
-        found = []
-        for process in self.lab.cluster.processes():
-            if process.kind == "task":
-                try:
-                    words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
-                except OSError:
-                    continue
-                if b"launcher.runtime.worker" in words:
-                    found.append(process)
-        return found
-
     def ranks(self) -> dict[int, int]:
-        """Process id of each rank that lives."""
+        """Process id of each of its ranks that lives, of whatever attempt."""
         found = {}
-        for process in self.tasks():
+        for process in self.lab.cluster.processes():
+            if process.kind != "task":
+                continue
             try:
-                env = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+                program = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
+                words = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            rank = next((word for word in env if word.startswith(b"SLURM_PROCID=")), None)
-            if rank is not None:
-                found[int(rank.partition(b"=")[2])] = process.pid
+            env = dict(word.partition(b"=")[::2] for word in words)
+            # srun, too, is called with the worker's name, and the batch shell has a rank, but neither has a step
+            if (
+                b"launcher.runtime.worker" in program
+                and b"SLURM_STEP_ID" in env
+                and Path(program[0].decode()).name != "srun"
+            ) and env.get(b"SLURM_JOB_ID", b"").decode() == self.job:
+                found[int(env[b"SLURM_PROCID"])] = process.pid
         return found
 
     def kill(self, rank: int, number: int) -> None:
         """Send ``number`` to one rank."""
         os.kill(self.ranks()[rank], number)
+
+    def cancel(self) -> None:
+        """As its user does, in the midst of a step: its ranks stand still until they have been asked to save."""
+        ranks = self.ranks().values()
+        for pid in ranks:
+            os.kill(pid, signal.SIGSTOP)
+        command = self.lab.start("launcher", "cancel", f"runs/{self.path.parent.name}")
+        try:
+            said = command.stderr.readline()
+            assert "asked to save" in said, said + self.story()
+            for pid in ranks:
+                os.kill(pid, signal.SIGCONT)
+            out, err = command.communicate(timeout=90)
+        finally:
+            command.kill()
+        assert command.returncode == 0, out + err
+        self.wait(lambda: show_job(self.lab.cluster, self.job).state == "CANCELLED")
+        assert self.events("end")[-1]["code"] == 75, self.story()
 
     def order(self, name: str, value: float) -> None:
         """See ``exact_task``."""

@@ -18,7 +18,7 @@ from launcher.runtime.checkpoint.reading import read
 from slurm.cluster import Cluster
 from slurm.faults import show_job
 from slurm.processes import wait_until
-from tests.integration.lab import TWO, Lab, Run, assert_same
+from tests.integration.lab import TWO, Lab, Run, assert_same, rows
 from tests.launcher.runtime.saving import empty, flip, truncate
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("slurm_installed")]
@@ -96,9 +96,9 @@ def assert_no_litter(run: Run) -> None:
 
 def failures(run: Run) -> list[tuple[int, int]]:
     """Step and value of ``checkpoint/failures`` wherever it was logged."""
-    rows = csv.DictReader((run.path / "metrics.csv").read_text().splitlines())
+    told = csv.DictReader((run.path / "metrics.csv").read_text().splitlines())
     return [
-        (int(r["step"]), int(float(r["value"]))) for r in rows if (r["split"], r["name"]) == ("checkpoint", "failures")
+        (int(r["step"]), int(float(r["value"]))) for r in told if (r["split"], r["name"]) == ("checkpoint", "failures")
     ]
 
 
@@ -167,6 +167,7 @@ def test_a_disk_without_a_single_byte_ends_the_run_and_the_same_command_goes_on(
     run.move_on()
     assert wait_until(lambda: show_job(lab.cluster, run.job).state == "FAILED", 90), run.story()
     assert show_job(lab.cluster, run.job).restarts == 0 and saved_steps(run) == [20]
+    assert [row.state for row in rows(lab, "no-byte")] == ["FAILED"], "Slurm says it where our files cannot"
     assert_no_litter(run)
     small.leave(4096 * KIB)
     again = lab.run("no-byte", *WISH)
@@ -178,10 +179,8 @@ def test_a_disk_without_a_single_byte_ends_the_run_and_the_same_command_goes_on(
 def half(lab: Lab) -> Run:
     """A run that was cancelled half-way, with six checkpoints."""
     run = lab.run("half", *WISH, *MANY)
-    run.wait_for_step(75)
-    done = lab.type("launcher", "cancel", "runs/half")
-    assert done.returncode == 0, done.stderr
-    assert wait_until(lambda: show_job(lab.cluster, run.job).state == "CANCELLED", 60)
+    run.wait_for_step(60)
+    run.cancel()
     assert len(saved_steps(run)) == 6
     return run
 

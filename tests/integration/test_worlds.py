@@ -13,8 +13,7 @@ import torch
 
 from launcher.runtime.checkpoint.reading import load
 from slurm.cluster import Cluster
-from slurm.faults import preempt, show_job
-from slurm.processes import wait_until
+from slurm.faults import preempt
 from tests.conftest import SMALL
 from tests.integration.lab import BASE, FOUR, ONE, TWO, Lab, Run, assert_logs_go_forward, assert_same, samples
 
@@ -27,14 +26,6 @@ def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     lab = Lab(cluster, tmp_path_factory.mktemp("lab") / "home")
     yield lab
     lab.type("launcher", "cancel", "runs", "--grace", "0")
-
-
-def cancel(run: Run) -> None:
-    """As its user does; it saves first."""
-    done = run.lab.type("launcher", "cancel", f"runs/{run.path.parent.name}")
-    assert done.returncode == 0, done.stderr
-    assert wait_until(lambda: show_job(run.lab.cluster, run.job).state == "CANCELLED", 60), run.story()
-    assert run.events("end")[-1]["code"] == 75, run.story()
 
 
 def sizes(run: Run) -> list[int]:
@@ -52,7 +43,7 @@ def test_on_four_ranks_then_two_then_four_each_sample_of_each_step_stays_the_sam
     run = lab.run("worlds", *FOUR, *wish)
     for hardware, step in ((TWO, 40), (FOUR, 80)):
         run.wait_for_step(step, len(run.events("start")) or 1)
-        cancel(run)
+        run.cancel()
         run = lab.run("worlds", *hardware, *wish)
         begun = len(run.events("start"))
         run.wait(lambda begun=begun, run=run: len(run.events("start")) > begun)
@@ -83,7 +74,7 @@ def test_the_built_in_task_takes_the_same_samples_on_two_ranks_as_on_one(lab: La
 
     whole, run = launched("model-whole"), launched("model", *TWO)
     run.wait_for_step(30)
-    cancel(run)
+    run.cancel()
     run = launched("model")
     for one in (run, whole):
         one.wait_for("COMPLETED", "FAILED")
@@ -125,7 +116,7 @@ def test_a_requeue_runs_the_frozen_code_and_a_command_by_hand_takes_todays(lab: 
     preempt(lab.cluster, run.job)
     run.wait_for_step(run.step + 5, 2)
     assert plan(run)["code"] == frozen["code"] and plan(run)["execution"] == frozen["execution"]
-    cancel(run)
+    run.cancel()
     (lab.home / "exact_task.py").write_text(before)
     edit(lab, '(session.rundir.path / "today").touch()')
     again = lab.run("edited", *wish, "checkpoint.every_steps=25")
