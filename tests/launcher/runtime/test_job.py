@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 import yaml
@@ -13,7 +15,9 @@ from launcher.runtime.checkpoint.weights import weights_sha256
 from launcher.runtime.errors import ExitCode, UserError, guarded
 from launcher.runtime.job import run_job
 from launcher.runtime.plan import Plan
+from launcher.runtime.rundir import RunDir
 from launcher.runtime.signals import StopFlag
+from launcher.runtime.trackers import csv_files
 from tests.launcher.runtime.test_rundir import held_elsewhere
 from tests.launcher.runtime.toy_job import ENDS, STEPS, board_losses, contents, events, losses, status
 
@@ -107,6 +111,19 @@ def test_a_refusal_of_the_task_leaves_the_run_failed_with_its_reason(make_plan, 
     assert json.loads(plan.rundir.summary.read_text()) == {"status": "FAILED", "step": 3, "reason": reason}
     assert [step for step, _ in losses(plan)] == [1, 2, 3]
     assert plan.rundir.loss_curve.exists()
+
+
+def test_where_the_disk_has_no_room_for_curves_all_else_is_said_of_the_end(make_plan, run, monkeypatch):
+    def full(_: RunDir) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(csv_files, "draw_curves", full)
+    plan = make_plan(end="refuse", at=3)
+    assert guarded(lambda: run(plan).code) == 1
+    reason = str(ENDS["refuse"])
+    assert events(plan)[-1] == ("end", 1, 1, reason)
+    assert json.loads(plan.rundir.summary.read_text()) == {"status": "FAILED", "step": 3, "reason": reason}
+    assert "curves are not complete: [Errno 28] No space left on device" in plan.rundir.log(0).read_text()
 
 
 def test_any_other_error_goes_on_to_the_caller_and_is_told_as_a_bug(make_plan, run):
