@@ -171,6 +171,13 @@ class Lab(User):
         assert done.returncode == 0, done.stdout + done.stderr
         return self.found(name)
 
+    def again(self, name: str, *overrides: str) -> Run:
+        """Submit a run that had ended once more; returns when it has begun."""
+        begun = len(self.found(name).events("start"))
+        run = self.run(name, *overrides)
+        run.wait(lambda: len(run.events("start")) > begun and run.state in ("RUNNING", "COMPLETED"))
+        return run
+
     def found(self, name: str) -> Run:
         """The one run of the sweep ``name``, and its newest job."""
         sweep = self.home / "runs" / name

@@ -152,7 +152,7 @@ def test_three_saves_in_a_row_that_fail_end_the_run_and_the_same_command_goes_on
     assert saved_steps(run) == [20]
     assert_no_litter(run)
     small.leave(4096 * KIB)
-    again = lab.run("stays-full", *WISH)
+    again = lab.again("stays-full", *WISH)
     assert_same(again, lab.uninterrupted(*WISH))
     assert [event["step"] for event in again.events("start")] == [0, 20]
 
@@ -170,7 +170,7 @@ def test_a_disk_without_a_single_byte_ends_the_run_and_the_same_command_goes_on(
     assert [row.state for row in rows(lab, "no-byte")] == ["FAILED"], "Slurm says it where our files cannot"
     assert_no_litter(run)
     small.leave(4096 * KIB)
-    again = lab.run("no-byte", *WISH)
+    again = lab.again("no-byte", *WISH)
     assert_same(again, lab.uninterrupted(*WISH))
     assert [event["step"] for event in again.events("start")] == [0, 20]
 
@@ -279,7 +279,7 @@ def test_where_no_checkpoint_is_good_the_run_is_refused_unless_it_may_start_over
     assert show_job(lab.cluster, run.job).restarts == 0 and run.events("requeue") == []
     errors = [line for path in run.path.parent.glob("jobs/*.err") for line in path.read_text().splitlines()]
     assert f"error: {reason}" in errors and not any("Traceback" in line for line in errors), errors
-    again = lab.run("hopeless", *WISH, *MANY, "checkpoint.restart_if_damaged=true")
+    again = lab.again("hopeless", *WISH, *MANY, "checkpoint.restart_if_damaged=true")
     assert_same(again, lab.uninterrupted(*WISH))
     start = again.events("start")[-1]
     assert (start["from"], start["step"], len(start["passed_over"])) == (None, 0, 6)
