@@ -15,6 +15,8 @@ See and manage runs; python -m launcher.run starts them.
   python -m launcher status runs/demo          one row a run: state, step, loss, why it waits
   python -m launcher logs 12_3                 the log of the rank that failed first, and why it did
   python -m launcher cancel runs/demo          end all of its jobs
+  python -m launcher resume 1537f0             go on with a run from its last checkpoint, the way it was launched
+  python -m launcher retry runs/demo           go on with what failed or stopped of it
   python -m launcher doctor                    does this cluster do what we rely on?
 
 RUN is a run's folder (runs/<sweep>/<run_id>), its id or the first letters of it, or a job's id like 12 or 12_3.
@@ -52,6 +54,15 @@ def _parser() -> argparse.ArgumentParser:
     grace = "seconds that running ones have to save before (60); 0: none"
     cancel.add_argument("--grace", type=_count, default=60, metavar="S", help=grace)
     cancel.set_defaults(command=_cancel)
+
+    resume = commands.add_parser("resume", help="go on with runs from their last checkpoints")
+    resume.add_argument("runs", nargs="+", metavar="RUN")
+    resume.set_defaults(command=_resume)
+
+    retry = commands.add_parser("retry", help="go on with what failed or stopped of sweeps")
+    retry.add_argument("targets", nargs="+", metavar="TARGET", help="a sweep's folder, or RUN")
+    retry.add_argument("--dry-run", action="store_true", help="only say what would be retried")
+    retry.set_defaults(command=_retry)
 
     _add_doctor(commands.add_parser("doctor", help="check Slurm's settings, the shared folder and a test job"))
     return parser
@@ -102,6 +113,18 @@ def _cancel(args: argparse.Namespace) -> int:
     from launcher.manage.cancel import cancel
 
     return cancel(args.targets, Path.cwd(), os.environ, grace_s=args.grace, dry_run=args.dry_run)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from launcher.manage.again import resume
+
+    return resume(args.runs, Path.cwd(), os.environ)
+
+
+def _retry(args: argparse.Namespace) -> int:
+    from launcher.manage.again import retry
+
+    return retry(args.targets, Path.cwd(), os.environ, dry_run=args.dry_run)
 
 
 def _doctor(args: argparse.Namespace) -> int:

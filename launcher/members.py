@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.compose import COMPOSITION_ERRORS, plain, require_printable, told
@@ -28,6 +29,8 @@ _OTHER_KEY = re.compile(r"\$\{(?!oc\.env:)")
 """An interpolation that may read another key: ``${optim.lr}``, ``${oc.select:optim.lr}``, or all overrides as
 ``${hydra.job.override_dirname}`` does. ``${oc.env:HOME}`` alone cannot."""
 _MISSING = "???"
+_OF_A_RUN = ("hydra/launcher", "hydra.launcher.", "hydra.searchpath")
+"""Keys of Hydra's own section that say something of each run."""
 _MANY = 20
 """After so many different problems nobody reads on; after so many that Hydra finds nobody waits for more of them."""
 
@@ -43,6 +46,16 @@ class Member:
     """Option of each config group."""
     queue: dict[str, Any]
     """``hydra.launcher.*``, resolved."""
+    hydras: tuple[str, ...] = ()
+    """What was typed for Hydra itself about the run: its launcher, and where configs are looked for."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All that composes it again, each once; the site too, which LAUNCHER_SITE may have chosen."""
+        words = (*self.hydras, *self.overrides)
+        if "site" not in map(key_of, words):
+            words += (f"site={self.choices.get('site') or 'null'}",)
+        return tuple(dict.fromkeys(reversed(words)))[::-1]  # of the same key the last one counts
 
     @property
     def launcher(self) -> str:
@@ -122,7 +135,23 @@ def member_of(config: DictConfig, overrides: Sequence[str]) -> Member:
     queue = OmegaConf.to_container(config.hydra.launcher, resolve=True)
     assert isinstance(queue, dict)
     choices = dict(config.hydra.runtime.choices)
-    return Member(tuple(overrides), plain(config), choices, {str(key): value for key, value in queue.items()})
+    named = {str(key): value for key, value in queue.items()}
+    return Member(tuple(overrides), plain(config), choices, named, _hydras(config))
+
+
+def _hydras(config: DictConfig) -> tuple[str, ...]:
+    """Overrides of Hydra's own section that say something of the run, and ``--config-dir`` as one."""
+    typed = tuple(text for text in config.hydra.overrides.hydra if key_of(text).startswith(_OF_A_RUN))
+    folders = [source.path for source in config.hydra.runtime.config_sources if source.provider == "command-line"]
+    if folders and "hydra.searchpath" not in map(key_of, typed):
+        quoted = QuotedString(text=f"file://{Path(folders[0]).absolute()}", quote=Quote.single).with_quotes()
+        return (f"hydra.searchpath=[{quoted}]", *typed)
+    return typed
+
+
+def key_of(override: str) -> str:
+    """``optim.lr`` of ``++optim.lr=1``; a group's name of its choice."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def complete_members(grid: Sequence[Sequence[str]], varying: Sequence[str], composer: Composer) -> list[Member]:
@@ -138,6 +167,17 @@ def complete_members(grid: Sequence[Sequence[str]], varying: Sequence[str], comp
     """
     if not grid:
         raise UserError(f"the sweep has no member: one of {', '.join(varying)} has no value")
+    members = [_completed(member, varying) for member in checked_members(grid, composer)]
+    require_one_launcher(members)
+    return members
+
+
+def checked_members(grid: Sequence[Sequence[str]], composer: Composer) -> list[Member]:
+    """Each member as it is composed from its overrides; checked.
+
+    Raises:
+        UserError: the members that do not fit, all in one line.
+    """
     problems: dict[str, int] = {}
     hydras: dict[str, str] = {}
     composing = 0
@@ -146,7 +186,7 @@ def complete_members(grid: Sequence[Sequence[str]], varying: Sequence[str], comp
         try:
             member = composer.compose(overrides)
             read_sections(member.values)
-            members.append(_completed(member, varying))
+            members.append(member)
         except COMPOSITION_ERRORS as error:
             composing += 1
             if str(error) not in hydras:
@@ -158,7 +198,6 @@ def complete_members(grid: Sequence[Sequence[str]], varying: Sequence[str], comp
             raise UserError("; ".join(problems) + "; and more")
     if problems:
         raise UserError("; ".join(problems) + f" ({sum(problems.values())} of {len(grid)} members)")
-    require_one_launcher(members)
     return members
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,13 +64,14 @@ def compose_site(name: str | None) -> SiteConfig:
     return parse(SiteConfig, _section(values, "site"), "site")
 
 
-def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path) -> Plan:
+def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path, overrides: Sequence[str] = ()) -> Plan:
     """Freeze a composed config for this process alone.
 
     Args:
         values: the whole config as plain values, interpolations resolved.
         default_name: the sweep's name where the config gives none.
         cwd: the folder in which the command was typed.
+        overrides: what was typed, recorded so that the run can be composed again.
 
     Raises:
         UserError: the config does not fit its schema, names a file that cannot be used, or asks for more than one rank.
@@ -84,11 +85,18 @@ def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path) -> Pla
             )
     hardware = dataclasses.replace(sections.hardware, device=resolve_device(sections.hardware.device))
     facts = Facts(cwd=cwd, device=hardware.device, bf16=has_bf16(hardware.device))
-    return _freeze(sections, hardware, facts, default_name, None)
+    return _freeze(sections, hardware, facts, default_name, None, overrides)
 
 
 def make_queued_plan(
-    values: Mapping[str, Any], queue: Mapping[str, Any], *, default_name: str, cwd: Path, code: str | None, here: bool
+    values: Mapping[str, Any],
+    queue: Mapping[str, Any],
+    *,
+    default_name: str,
+    cwd: Path,
+    code: str | None,
+    here: bool,
+    overrides: Sequence[str] = (),
 ) -> tuple[Plan, Resources]:
     """Freeze a composed config for a job of its own.
 
@@ -96,6 +104,7 @@ def make_queued_plan(
         queue: ``hydra.launcher.*``.
         code: id of the snapshot that the job imports from.
         here: the job runs on this machine; else on a node of a cluster, which is believed to have what is asked for.
+        overrides: as for ``make_plan``.
 
     Raises:
         UserError: as ``make_plan``, or resources that cannot be asked for.
@@ -110,10 +119,17 @@ def make_queued_plan(
     device = resources.hardware.device
     bf16 = sections.site.bf16 if device == "cuda" and not here else has_bf16(device)
     facts = Facts(cwd=cwd, device=device, bf16=bf16)
-    return _freeze(sections, resources.hardware, facts, default_name, code), resources
+    return _freeze(sections, resources.hardware, facts, default_name, code, overrides), resources
 
 
-def _freeze(sections: Sections, hardware: HardwareConfig, facts: Facts, default_name: str, code: str | None) -> Plan:
+def _freeze(
+    sections: Sections,
+    hardware: HardwareConfig,
+    facts: Facts,
+    default_name: str,
+    code: str | None,
+    overrides: Sequence[str],
+) -> Plan:
     config = sections.config
     if hasattr(config, "resolve"):
         config = config.resolve(facts)
@@ -133,6 +149,8 @@ def _freeze(sections: Sections, hardware: HardwareConfig, facts: Facts, default_
         code=code,
         environment=environment(facts.cwd),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        overrides=tuple(overrides),
+        cwd=str(facts.cwd),
     )
 
 

@@ -52,7 +52,7 @@ def _main() -> int:
             left_out.append(chosen.job.num)
             return float("nan")
         try:
-            outcome = _train(_member(_whole(config)), stop)
+            outcome = train(_member(_whole(config)), stop)
         except UserError as error:  # the others still run
             say_error(error)
             codes.append(error.code)
@@ -104,20 +104,26 @@ def _member(config: DictConfig) -> Member:
 def _launch(member: Member, stop: StopFlag) -> int:
     """Train here, or hand the one run to its queue: nobody trains on a login node by mistake."""
     if member.launcher == "basic":
-        return _train(member, stop).code
+        return train(member, stop).code
     from launcher.submission.dispatch import dispatch
 
     dispatch([member], os.environ, Path.cwd())
     return ExitCode.DONE
 
 
-def _train(member: Member, stop: StopFlag) -> Outcome:
+def train(member: Member, stop: StopFlag) -> Outcome:
+    """Train ``member`` in this process, from its last checkpoint where it has one; says what became of it.
+
+    Raises:
+        UserError: as ``make_plan`` and ``run_job``.
+    """
     from launcher.naming import default_name
     from launcher.plan import make_plan
     from launcher.runtime.job import Outcome, run_job
 
     stop.patient = True
-    plan = make_plan(member.values, default_name=default_name(member.choices), cwd=Path.cwd())
+    name = default_name(member.choices)
+    plan = make_plan(member.values, default_name=name, cwd=Path.cwd(), overrides=member.words)
     if member.values["launch"]["dry_run"]:
         print(f"would train here: {plan.rundir.path}  {' '.join(member.overrides)}".rstrip())
         return Outcome(plan.rundir.state() or "PLANNED", ExitCode.DONE, {})

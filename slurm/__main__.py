@@ -51,11 +51,14 @@ def _parser() -> argparse.ArgumentParser:
     helps = {
         "nodes": "nodes, n1 and so on", "cpus": "CPUs that each node claims", "gpus": "GPU slots of each node",
         "max_array_size": "Slurm's MaxArraySize", "grace_s": "seconds from a preemption's warning to SIGTERM",
+        "kill_wait_s": "seconds from SIGTERM to SIGKILL",
     }  # fmt: skip
     for name, text in helps.items():
         option = "--" + name.removesuffix("_s").replace("_", "-")
         default = f"{text} (default {getattr(Spec, name)})"
         up.add_argument(option, dest=name, type=int, metavar="N", help=default)
+    no_signal = "a preemption begins with SIGTERM, not with the job's own --signal"
+    up.add_argument("--no-user-signal", dest="user_signal", action="store_false", default=None, help=no_signal)
     up.add_argument("--accounting", action="store_true", default=None, help="with slurmdbd and MariaDB")
     add("down", "end all of its processes and forget its jobs", _down)
     add("status", "nodes, daemons, jobs", _status).add_argument("--json", action="store_true", help="as JSON")

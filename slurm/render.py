@@ -36,11 +36,16 @@ class Spec:
     """Slurm's MaxArraySize, 1 to 4,000,001: the largest index of an array is one less."""
     grace_s: int = 20
     """Seconds between the warning of a preemption and SIGTERM, 0 to 3600."""
+    kill_wait_s: int = 5
+    """Seconds between SIGTERM and SIGKILL (Slurm's KillWait), 1 to 300."""
+    user_signal: bool = True
+    """A preemption begins with the job's own ``--signal`` (``preempt_send_user_signal``); without, with SIGTERM."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         ranges = {
-            "nodes": (1, 64), "cpus": (1, 256), "gpus": (0, 16), "max_array_size": (1, 4_000_001), "grace_s": (0, 3600)
+            "nodes": (1, 64), "cpus": (1, 256), "gpus": (0, 16), "max_array_size": (1, 4_000_001),
+            "grace_s": (0, 3600), "kill_wait_s": (1, 300),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -70,11 +75,16 @@ class Site:
 
 def slurm_conf(spec: Spec, site: Site, layout: Layout) -> str:
     """Text of slurm.conf."""
-    sections = [_daemons(site, layout), _scheduling(spec, site), _accounting(spec, site, layout), _nodes(spec, site)]
+    sections = [
+        _daemons(spec, site, layout),
+        _scheduling(spec, site),
+        _accounting(spec, site, layout),
+        _nodes(spec, site),
+    ]
     return "# Written by `python -m slurm up`; lost with the next one.\n" + "\n".join(sections)
 
 
-def _daemons(site: Site, layout: Layout) -> str:
+def _daemons(spec: Spec, site: Site, layout: Layout) -> str:
     # cred_expire is also how long a requeued job waits before it may start again: two minutes by default.
     return f"""
 ClusterName={CLUSTER_NAME}
@@ -103,12 +113,13 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmdTimeout=15
 SlurmctldTimeout=15
-KillWait=5
+KillWait={spec.kill_wait_s}
 """
 
 
 def _scheduling(spec: Spec, site: Site) -> str:
     gres = "GresTypes=gpu\n" if spec.gpus else ""
+    user_signal = "SlurmctldParameters=preempt_send_user_signal\n" if spec.user_signal else ""
     return f"""
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
@@ -117,8 +128,7 @@ DefMemPerCPU=1024
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
-JobRequeue=1
+{user_signal}JobRequeue=1
 EnforcePartLimits=ALL
 MaxJobCount={max(20_000, 2 * spec.max_array_size)}
 MaxArraySize={spec.max_array_size}

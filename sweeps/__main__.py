@@ -12,6 +12,7 @@ _DESCRIPTION = """\
 Measure this machine (all of it, or one): speeds as ratios from one run, the two sides taking turns.
 
   python -m sweeps bench step      an optimizer step of model=seemore against a plain implementation
+  python -m sweeps bench save      what a save costs the training loop, and the restore, against torch.save
   python -m sweeps bench loader    a warm epoch of the loader against pandas + base64 + Pillow
   python -m sweeps bench memory    memory of indexing and reading a large CSV
   python -m sweeps bench help      start of `launcher.run --help` against `import hydra`

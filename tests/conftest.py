@@ -13,6 +13,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,10 @@ def own_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def type_here(folder: Path, env: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    """``python -m launcher.run WORDS`` typed in ``folder``, in a fork of this process: starting Python takes seconds.
+def type_here(
+    folder: Path, env: Mapping[str, str], *words: str, door: str = "launcher.run"
+) -> subprocess.CompletedProcess[str]:
+    """``python -m DOOR WORDS`` typed in ``folder``, in a fork of this process: starting Python takes seconds.
 
     For what does not train: a fork must not use torch.
     """
@@ -141,9 +144,9 @@ def type_here(folder: Path, env: Mapping[str, str], *words: str) -> subprocess.C
                 os.dup2(file.fileno(), descriptor)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
             sys.path.insert(0, str(folder))
-            sys.argv = ["launcher.run", *words]
+            sys.argv = [door, *words]
             GlobalHydra.instance().clear()
-            from launcher.run import main
+            main = import_module(door).main
 
             try:
                 code = main()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from launcher.runtime.errors import Stopped
 from launcher.runtime.session import Session
 from vlm.config import TrainConfig
 from vlm.data.dataset import open_data
@@ -17,10 +18,14 @@ _SCORED = 256
 
 
 def train(session: Session) -> dict[str, Any]:
-    """Train the vision-language model; returns what the summary says beyond the session's own numbers."""
+    """Train the vision-language model; returns what the summary says beyond the session's own numbers.
+
+    Raises:
+        Stopped: asked to stop while the data were built, before a checkpoint was looked for.
+    """
     config: TrainConfig = session.config
     torch.use_deterministic_algorithms(config.trainer.deterministic)
-    trainer = Trainer(session, open_data(config))
+    trainer = Trainer(session, open_data(config, poll=lambda: _poll(session)))
     trainer.run()
     if session.stopping or not session.world.is_main:
         return {}
@@ -30,3 +35,8 @@ def train(session: Session) -> dict[str, Any]:
         pairs = write_captions(trainer.model, data.rows, rows, config.trainer.val_batch_size, session.world.device)
         extra["val_exact_match"] = exact_match(pairs)
     return extra
+
+
+def _poll(session: Session) -> None:
+    if session.should_stop():  # before ``restore`` a question to this process alone
+        raise Stopped

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher.runtime.distributed import start_sum_over_ranks
+from launcher.runtime.distributed import settle_buckets, start_sum_over_ranks
+from launcher.runtime.errors import UserError
 from launcher.runtime.session import Session
 from launcher.runtime.shared_average import share_memory
 from launcher.runtime.tables import StepTable
 from vlm.config import TrainConfig
-from vlm.data.dataset import CaptionData
+from vlm.data.dataset import CaptionData, data_file
 from vlm.data.loader import StepData, StepDataset, steps_from
 from vlm.data.order import share
 from vlm.model.vlm import VisionLanguageModel, load_weights, token_loss_sum
@@ -25,7 +26,7 @@ from vlm.optim import lr_share, make_optimizer
 from vlm.precision import Precision
 from vlm.timing import StepTimer
 from vlm.validation import contact_sheet, mean_loss, write_captions
-from vlm.watch import LossWatch
+from vlm.watch import LossWatch, require_finite
 
 _NEWER = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.13
 _CONSTANT_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEWER else "broadcast_buffers": False}
@@ -50,7 +51,10 @@ class Trainer:
             self.config.trainer.max_steps or (self.config.trainer.epochs or 0) * self.steps.order.steps_per_epoch
         )
         self.timer = StepTimer(self.world.device)
-        self.watch = LossWatch(self.model, self.world.device)
+        self.watch = LossWatch(self.world.device)
+        self._owed: dict[str, Any] | None = None
+        """What is to be logged of the last step once its validation is done; None: nothing is owed."""
+        self._order_is_fixed = True  # in which the ranks' gradients are added up
         self._forward = self._wrapped()
         torch.manual_seed(self.config.trainer.seed + 1 + self.world.rank)  # each rank drops other units
 
@@ -59,6 +63,8 @@ class Trainer:
         self.session.expect(self.total_steps)
         step = self._restore()
         with closing(_SampleLog(self, step)) as samples:
+            if not self._warmed_up(step) or not self._caught_up(step):
+                return
             began, seen = time.perf_counter(), 0
             for data in self._stream(step):
                 loss = self.train_step(step, data)
@@ -67,20 +73,19 @@ class Trainer:
                 seen += data.n_samples
                 self.watch.add(step, loss)
                 values: dict[str, Any] = {}
-                metric = None
                 if self._due(step, self.config.trainer.log_every):
                     values |= self._training_values(step, data, loss)
                     values["train/samples_per_s"] = seen / (time.perf_counter() - began)
-                if self._due(step, self.config.trainer.val_every):
-                    metric = self._validate(values)
-                self.session.log(values, step)
-                stop = self.session.should_stop()
-                self.session.save(self._state(step), metric)
+                if self.session.should_stop():
+                    self.watch.settle()
+                self._owed = values if self._due(step, self.config.trainer.val_every) else None
+                self._end_step(step, values)
                 if values:  # what was just logged, validated or saved is no training time
                     began, seen = time.perf_counter(), 0
-                if stop:
+                if self.session.stopping:
                     return
-        self.watch.state_dict()
+        self.watch.settle()
+        require_finite(self.model)
 
     def train_step(self, step: int, data: StepData) -> torch.Tensor:
         """One optimizer step (``step`` counts from 0); returns the global batch's loss, nats per target token."""
@@ -128,7 +133,7 @@ class Trainer:
         model: Any = self.model
         if self.world.size > 1:
             model = DistributedDataParallel(model, gradient_as_bucket_view=True, **_CONSTANT_BUFFERS)
-            share_memory(model, self.world)
+            self._order_is_fixed = share_memory(model, self.world) or self.world.size == 2
         if self.config.trainer.compile:
             model = torch.compile(model)
         return model
@@ -159,18 +164,55 @@ class Trainer:
             values["train/loss_scale"] = self.precision.scaler.get_scale()
         return values
 
+    def _end_step(self, step: int, values: dict[str, Any]) -> None:
+        """Validate where that is due, log, and offer the state.
+
+        Once a stop is known validation is not begun, or given up, and the step is not logged: both remain owed, and the
+        run that goes on begins with them. So each step stands in the logs once.
+        """
+        metric = None
+        if self._owed is not None and not self.session.stopping:
+            metric = self._validate(values)
+        if self._owed is None:
+            self.session.log(values, step)
+        self.session.save(self._state(step), metric)
+
     def _validate(self, values: dict[str, Any]) -> float | None:
-        """Add what validation finds to ``values``; returns the validation loss, None without validation rows."""
+        """Add what validation finds to ``values``; returns its loss, None where there are no rows or it was stopped."""
         trainer = self.config.trainer
         loss = None
+        self.watch.settle()
         if len(self.data.val):
             chosen = self.data.val[: trainer.val_batches and trainer.val_batches * trainer.val_batch_size]
             args = (trainer.val_batch_size, self.world, self.precision)
-            loss = values["val/loss"] = mean_loss(self.model, self.data.rows, chosen, *args)
-            self.watch.state_dict()
+            loss = mean_loss(self.model, self.data.rows, chosen, *args, self.session.should_stop)
+            if loss is None:
+                return None
+            values["val/loss"] = loss
         if trainer.captions and self.world.is_main:
             values["samples/captions"] = self._caption_sheet(trainer.captions)
+        self._owed = None
         return loss
+
+    def _caught_up(self, step: int) -> bool:
+        """Do what was owed of ``step`` when the run was stopped; returns whether to go on."""
+        if self._owed is not None:
+            self._end_step(step, self._owed)
+        return not self.session.stopping
+
+    def _warmed_up(self, step: int) -> bool:
+        """See that the first step here adds gradients in the order of any later one; returns whether to go on."""
+        if self._order_is_fixed or step == self.total_steps:
+            return True
+        data = self.steps[step]
+
+        def one_pass() -> None:
+            self.model.train()
+            self._loss_of(data.micro_batches[-1], data.n_targets).backward()
+
+        go_on = settle_buckets(one_pass, self.model.parameters(), self.session.should_stop)
+        self.timer.means()  # forgets the time of these passes
+        return go_on
 
     def _caption_sheet(self, count: int) -> np.ndarray:
         rows = (self.data.val if len(self.data.val) else self.data.train)[:count]
@@ -180,7 +222,8 @@ class Trainer:
     def _state(self, step: int) -> dict[str, Any]:
         return {
             "step": step,
-            "watch": self.watch,
+            "owed": self._owed,
+            "data": self.data.fingerprint,
             "model": self.model,
             "optimizer": self.optimizer,
             "scaler": self.precision.scaler,
@@ -192,9 +235,16 @@ class Trainer:
         saved = self.session.restore()
         if saved is None:
             return 0
+        if saved["data"] != self.data.fingerprint:
+            raise UserError(
+                f"{data_file(self.config.data)}: the data have changed since the checkpoint of step {saved['step']} "
+                f"(fingerprint {self.data.fingerprint}, was {saved['data']}); put back what was there (data.path), "
+                "or start anew under another launch.name"
+            )
         load_weights(self.model, saved["model"], str(self.session.rundir.checkpoints))
         self.optimizer.load_state_dict(saved["optimizer"])
         self.precision.scaler.load_state_dict(saved["scaler"])
+        self._owed = saved["owed"]
         return int(saved["step"])
 
 

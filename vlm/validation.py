@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -24,19 +24,36 @@ def mean_loss(
     batch_size: int,
     world: World,
     precision: Precision,
-) -> float:
-    """Nats per target token over the rows ``chosen``, shared out over the ranks, each row counted once."""
+    should_stop: Callable[[], bool] = lambda: False,
+) -> float | None:
+    """Nats per target token over the rows ``chosen``, shared out over the ranks, each row counted once.
+
+    Args:
+        should_stop: asked before each batch and after the last, as often on every rank, and answered alike on all.
+
+    Returns:
+        None where ``should_stop`` said yes: given up, nothing is known.
+    """
     was_training = model.training
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=world.device)
-    for part in _parts(np.array_split(chosen, world.size)[world.rank], batch_size):
-        batch = rows.batch(part).to(world.device)
-        with precision.autocast():
-            logits = model(batch.images, batch.inputs)
-        totals[0] += token_loss_sum(logits, batch.targets)
-        totals[1] += (batch.targets >= 0).sum()
-    sum_over_ranks(totals)
+    parts = list(_parts(np.array_split(chosen, world.size)[world.rank], batch_size))
+    most = -(-len(chosen) // (world.size * batch_size))  # batches of the rank that has most: all ask as often as it
+    given_up = should_stop()
+    for number in range(most):
+        if given_up:
+            break
+        if number < len(parts):
+            batch = rows.batch(parts[number]).to(world.device)
+            with precision.autocast():
+                logits = model(batch.images, batch.inputs)
+            totals[0] += token_loss_sum(logits, batch.targets)
+            totals[1] += (batch.targets >= 0).sum()
+        given_up = should_stop()
     model.train(was_training)
+    if given_up:  # on all ranks after the same batch: none is left waiting in the sum
+        return None
+    sum_over_ranks(totals)
     return float(totals[0] / totals[1])
 
 

@@ -15,8 +15,7 @@ _ADVICE = "lower optim.lr, lengthen schedule.warmup_steps or set trainer.grad_cl
 class LossWatch:
     """Looks at losses as they arrive: at once on a CPU, a step or two later on a GPU."""
 
-    def __init__(self, model: nn.Module, device: str) -> None:
-        self._model = model
+    def __init__(self, device: str) -> None:
         self._on_gpu = device.startswith("cuda")
         self._pending: deque[tuple[int, torch.Tensor, torch.cuda.Event]] = deque()
 
@@ -36,22 +35,26 @@ class LossWatch:
         while self._pending and self._pending[0][2].query():
             _check(*self._pending.popleft()[:2])
 
-    def state_dict(self) -> dict[str, object]:
-        """Nothing, after a look at all losses so far and at the weights.
-
-        As a part of the state that is saved, this keeps what a bad step made out of every checkpoint, and waits for the
-        GPU only when one is written.
+    def settle(self) -> None:
+        """Look at all losses so far; on a GPU this waits for the newest.
 
         Raises:
-            TrainingFailed: a loss or a weight is not finite.
+            TrainingFailed: one is not finite.
         """
         if self._pending:
-            torch.cuda.synchronize()
+            self._pending[-1][2].synchronize()
         while self._pending:
             _check(*self._pending.popleft()[:2])
-        if not all(bool(torch.isfinite(p).all()) for p in self._model.parameters()):
-            raise TrainingFailed(f"the last step made weights that are not finite; {_ADVICE}")
-        return {}
+
+
+def require_finite(model: nn.Module) -> None:
+    """See that the last step left weights that can be used: no later loss would tell.
+
+    Raises:
+        TrainingFailed: a weight is not finite.
+    """
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise TrainingFailed(f"the last step made weights that are not finite; {_ADVICE}")
 
 
 def _check(step: int, loss: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launcher.manage.states import RunState
 from launcher.manage.survey import cluster_of, survey
-from launcher.manage.targets import Target, named
+from launcher.manage.targets import merged, named
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sweepdir import Submission, SweepDir
@@ -34,7 +34,7 @@ def cancel(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, grace_s: 
     Raises:
         UserError: a word stands for no run, or Slurm does not answer.
     """
-    targets = _targets(words, cwd)
+    targets = merged(target for word in words for target in named(word, cwd))
     if not dry_run:
         for target in targets:
             _clear_up(target.sweep, env)
@@ -84,15 +84,6 @@ def _let_save(runs: Sequence[RunDir], grace_s: float) -> None:
         left = list(runs)
     for run in left:
         print(f"{run.path}: did not say that it has saved; it goes back to its last checkpoint", file=sys.stderr)
-
-
-def _targets(words: Sequence[str], cwd: Path) -> list[Target]:
-    """What all of ``words`` stand for, each run once, by whatever names."""
-    wanted: dict[Path, tuple[SweepDir, dict[str, None]]] = {}
-    for target in (target for word in words for target in named(word, cwd)):
-        _, runs = wanted.setdefault(target.sweep.path.resolve(), (target.sweep, {}))
-        runs.update(dict.fromkeys(target.run_ids))
-    return [Target(sweep, tuple(runs)) for sweep, runs in wanted.values()]
 
 
 def _by_submission(

@@ -80,6 +80,15 @@ def named(word: str, cwd: Path) -> list[Target]:
     return found
 
 
+def merged(targets: Iterable[Target]) -> list[Target]:
+    """The same runs, each once, by whatever names they were called: one target for each sweep."""
+    wanted: dict[Path, tuple[SweepDir, dict[str, None]]] = {}
+    for target in targets:
+        _, runs = wanted.setdefault(target.sweep.path.resolve(), (target.sweep, {}))
+        runs.update(dict.fromkeys(target.run_ids))
+    return [Target(sweep, tuple(runs)) for sweep, runs in wanted.values()]
+
+
 def one_run(word: str, cwd: Path) -> tuple[SweepDir, str]:
     """The one run that ``word`` stands for, and its sweep.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -159,3 +161,49 @@ def from_main_rank(value: T) -> T:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def settle_buckets(
+    one_pass: Callable[[], None],
+    parameters: Iterable[torch.nn.Parameter],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Throw-away passes before the first step of a start or a resume, so that both go on to the same bits.
+
+    ``DistributedDataParallel`` begins with buckets of its own making and cuts them anew, in the order in which
+    gradients came, after the first backward pass (torch docs, "Distributed Data Parallel", Internal Design). The first
+    step of a process therefore averages other pieces than any later one, and with three or more ranks a ring adds the
+    ranks' numbers in an order that depends on the place in a piece: a resumed run would differ from the one that went
+    on by the last bit. Two ranks have one order only. Call it after the state has been restored, on every rank, where
+    gloo or NCCL averages the gradients of more than two ranks; the passes leave no trace: gradients are dropped, the
+    generators of Python, numpy and torch (the CPU's and that of the parameters' GPU) are put back.
+
+    Args:
+        one_pass: a forward and a backward pass through the wrapped model, with gradients synchronised; no optimizer
+            step and nothing else that is remembered.
+        parameters: those of the wrapped model.
+        should_stop: asked after each pass, as often on every rank.
+
+    Returns:
+        Whether to go on: False where ``should_stop`` said yes.
+    """
+    weights = list(parameters)
+    for _ in range(2):  # the first shows the order, the second works with the buckets that come of it
+        with _generators_put_back(weights):
+            one_pass()
+        for weight in weights:
+            weight.grad = None
+        if should_stop():
+            return False
+    return True
+
+
+@contextmanager
+def _generators_put_back(weights: Iterable[torch.Tensor]) -> Iterator[None]:
+    """What is drawn in the block is drawn again behind it."""
+    python, of_numpy = random.getstate(), np.random.get_state()
+    gpus = {weight.get_device() for weight in weights if weight.is_cuda}
+    with torch.random.fork_rng(devices=sorted(gpus)):
+        yield
+    random.setstate(python)
+    np.random.set_state(of_numpy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,10 @@ class Plan:
     environment: dict[str, Any] = field(default_factory=dict)
     created: str = ""
     """UTC, ISO 8601."""
+    overrides: tuple[str, ...] = ()
+    """What was typed, the chosen site included: what composes this run again (``launcher retry``, ``resume``)."""
+    cwd: str = ""
+    """The folder in which it was typed; empty: an older version planned it and recorded neither."""
 
     @property
     def rundir(self) -> RunDir:
@@ -99,7 +103,8 @@ class Plan:
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Plan:
         """Read what ``to_json`` made."""
-        return Plan(**values)
+        plan = Plan(**values)
+        return replace(plan, overrides=tuple(plan.overrides))
 
     @staticmethod
     def read(rundir: RunDir) -> Plan:

@@ -84,6 +84,7 @@ class Session:
         self._seconds: dict[str, list[float]] = {}
         self._beat = beat
         self._begun_at = self.step
+        self._continued = restored is not None
         self._state: Mapping[str, Any] = {}
         self._stateful: list[str] = []
         self._status_at = float("-inf")
@@ -168,8 +169,10 @@ class Session:
             if self._settings.best and self.world.is_main:
                 wishes.append(Wish(kind="best", step=self.step, entries=self._light(), metric=metric))
         every = self._settings.every_steps
-        if self.stopping or (every and self.step % every == 0):
-            wishes += self._full()
+        # Offered in the step that was restored, before any other: something was done that the checkpoint still owes.
+        again = self._continued and self.step == self._begun_at and not self.stopping
+        if self.stopping or again or (every and self.step % every == 0):
+            wishes += self._full(again=again)
         self._begin_to_save(wishes)
         self._meter.show(self.step)
 
@@ -181,7 +184,8 @@ class Session:
         if not self.world.is_main:
             return
         if self._trackers is None:  # not before: only now is it known after which step the curves go on
-            self._trackers = self._open_trackers(self._begun_at)
+            # A task that logs the restored step has something left to say of it: then it alone says it.
+            self._trackers = self._open_trackers(min(self._begun_at, step - 1))
         if values:
             values = {**values, **self._of_saving()}
             if "time/total" in values:
@@ -269,9 +273,9 @@ class Session:
         self._saver.start({**self._state, "session": own}, wishes)
         self._stall_s = self._saver.stall_s
 
-    def _full(self) -> list[Wish]:
+    def _full(self, *, again: bool = False) -> list[Wish]:
         """The full state, unless that of this step has been saved; all ranks ask in the same step."""
-        if self._saver.requested == self.step:
+        if self._saver.requested == self.step and not again:
             return []
         return [Wish(kind="step", step=self.step, entries=frozenset((*self._state, "session")))]
 

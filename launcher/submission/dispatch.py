@@ -120,8 +120,9 @@ def _absolute(key: str, said: str, cwd: Path) -> Path:
 
 def _job(member: Member, sweep: SweepDir, snapshot: Snapshot, cwd: Path, here: bool) -> Job:
     plan, resources = make_queued_plan(
-        member.values, member.queue, default_name=sweep.path.name, cwd=cwd, code=snapshot.id, here=here
-    )
+        member.values, member.queue, default_name=sweep.path.name, cwd=cwd, code=snapshot.id, here=here,
+        overrides=member.words,
+    )  # fmt: skip
     return Job(plan, resources, member.overrides)
 
 

@@ -88,17 +88,17 @@ class User:
         """The one sweep."""
         return self.home / "runs" / "sweep"
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """``python -m <words>`` going on."""
+    def start(self, *words: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+        """``python -m <words>``, typed in ``cwd`` or at home, going on."""
         cache = str(self.home / "cache")
         given = {"SLURM_CONF": str(self.cluster.slurm_conf), "XDG_CACHE_HOME": cache, "OMP_NUM_THREADS": "1"}
         env = os.environ | given | self.env
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, "-m", *words], cwd=self.home, env=env, **pipes)
+        return subprocess.Popen([sys.executable, "-m", *words], cwd=cwd or self.home, env=env, **pipes)
 
-    def type(self, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def type(self, *words: str, timeout: float = 120, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """``python -m <words>`` to its end."""
-        process = self.start(*words)
+        process = self.start(*words, cwd=cwd)
         try:
             out, err = process.communicate(timeout=timeout)
         finally:

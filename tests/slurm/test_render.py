@@ -46,6 +46,12 @@ def test_nodes_have_one_port_each_and_resolve_without_a_name_service():
     assert "NodeName=n4" not in conf
 
 
+def test_the_signal_of_a_preemption_and_the_wait_before_sigkill_can_be_chosen():
+    conf = settings(slurm_conf(Spec(kill_wait_s=9, user_signal=False), site(4), LAYOUT))
+    assert conf["KillWait"] == "9" and "SlurmctldParameters" not in conf
+    assert settings(slurm_conf(Spec(), site(4), LAYOUT))["SlurmctldParameters"] == "preempt_send_user_signal"
+
+
 def test_low_is_preempted_by_high_with_a_grace_and_a_user_signal():
     conf = settings(slurm_conf(Spec(grace_s=7), site(4), LAYOUT))
     assert conf["PreemptType"] == "preempt/partition_prio"
@@ -104,6 +110,7 @@ def test_accounting_asks_slurmdbd_and_enforces_what_it_says():
         ("cpus", 257, "--cpus 257: should be from 1 to 256"),
         ("gpus", -1, "--gpus -1: should be from 0 to 16"),
         ("max_array_size", 0, "--max-array-size 0: should be from 1 to 4000001"),
+        ("kill_wait_s", 0, "--kill-wait 0: should be from 1 to 300"),
         ("grace_s", -1, "--grace -1: should be from 0 to 3600"),
     ],
 )

@@ -24,7 +24,7 @@ from vlm.data.loader import StepDataset
 from vlm.model.vlm import token_loss_sum
 from vlm.trainer import Trainer
 from vlm.validation import contact_sheet, exact_match, mean_loss
-from vlm.watch import LossWatch
+from vlm.watch import LossWatch, require_finite
 
 
 @pytest.fixture
@@ -192,24 +192,33 @@ def test_checkpoint_off_keeps_numbers_only(train):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run(value):
-    watch = LossWatch(torch.nn.Linear(1, 1), "cpu")
+    watch = LossWatch("cpu")
     watch.add(1, torch.tensor(1.0))
     with pytest.raises(TrainingFailed, match="step 2: the loss is"):
         watch.add(2, torch.tensor(value))
 
 
-def test_weights_that_are_not_finite_are_in_no_checkpoint():
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_loss_on_a_gpu_is_found_at_the_latest_when_the_watch_settles():
+    watch = LossWatch("cuda")
+    torch.cuda._sleep(10**8)  # the GPU is busy: the loss is not known yet
+    watch.add(1, torch.tensor(float("nan"), device="cuda"))
+    with pytest.raises(TrainingFailed, match="step 1: the loss is nan"):
+        watch.settle()
+
+
+def test_weights_that_are_not_finite_are_refused():
     model = torch.nn.Linear(1, 1)
-    watch = LossWatch(model, "cpu")
-    assert watch.state_dict() == {}
+    require_finite(model)
     torch.nn.init.constant_(model.weight, float("nan"))
     with pytest.raises(TrainingFailed, match="weights that are not finite"):
-        watch.state_dict()
+        require_finite(model)
 
 
 def test_a_step_that_ruins_the_weights_ends_the_run_even_if_it_is_the_last(plan):
-    ruined = plan("optim.lr=1e38", "trainer.max_steps=1", "trainer.grad_clip=0", "checkpoint.every_steps=1")
-    with pytest.raises(TrainingFailed):
+    ruined = plan("optim.lr=1e38", "trainer.max_steps=1", "trainer.grad_clip=0", "data.val_fraction=0")
+    with pytest.raises(TrainingFailed, match="weights that are not finite"):
         run_job(ruined, {}, StopFlag())
     assert not ruined.rundir.list_checkpoints("step") and ruined.rundir.state() == "FAILED"
 

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from launcher.runtime.errors import UserError
 
+T = TypeVar("T")
+Poll = Callable[[], None]
+"""Called every so often while something is built; it raises where this process is to stop, and nothing is left."""
 
-def build_once(folder: Path, build: Callable[[Path], None]) -> None:
+ASK_S = 0.1
+"""Longest wait between two polls, in seconds."""
+
+
+def keep_going() -> None:
+    """The poll of a process that nobody asks to stop: raises never."""
+
+
+def polled(items: Iterable[T], poll: Poll, every: int = 1000) -> Iterator[T]:
+    """``items``, with a poll before each ``every`` of them."""
+    for number, item in enumerate(items):
+        if number % every == 0:
+            poll()
+        yield item
+
+
+def build_once(folder: Path, build: Callable[[Path], None], poll: Poll = keep_going) -> None:
     """Have ``build(aside)`` make ``folder`` unless it is there; of several processes one builds and the others wait.
+
+    Args:
+        poll: called while waiting; whatever it or ``build`` raises leaves no half of a folder behind.
 
     Raises:
         UserError: the folder cannot be written (permissions, full disk).
@@ -21,12 +45,28 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        with _held(FileLock(folder.with_suffix(".lock")), poll):
             if not folder.exists():
                 _build(folder, build)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"cache {folder.parent}: {reason}; choose another folder with data.cache_dir=…") from error
+
+
+@contextmanager
+def _held(lock: FileLock, poll: Poll) -> Iterator[None]:
+    """Hold ``lock``, which another builder may hold for minutes: a wait that a request to stop ends."""
+    while True:
+        poll()
+        try:
+            lock.acquire(timeout=ASK_S)
+            break
+        except Timeout:
+            continue
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:

@@ -11,15 +11,16 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from launcher.runtime.errors import UserError
-from vlm.data.build_once import build_once, damaged
+from vlm.data.build_once import ASK_S, Poll, build_once, damaged, keep_going
 from vlm.data.csv_index import CsvIndex
 from vlm.data.row import BadRow, Row, read_row
 
@@ -66,9 +67,15 @@ class DecodedRows:
 
 
 def open_decoded(
-    index: CsvIndex, image_column: str, caption_column: str, size: int, on_error: str, cache_dir: Path
+    index: CsvIndex,
+    image_column: str,
+    caption_column: str,
+    size: int,
+    on_error: str,
+    cache_dir: Path,
+    poll: Poll = keep_going,
 ) -> DecodedRows:
-    """The decoded rows of ``index`` at ``size`` pixels, built on first use.
+    """The decoded rows of ``index`` at ``size`` pixels, built on first use; ``poll`` is called while they are built.
 
     Raises:
         UserError: a row is bad and ``on_error`` is ``raise`` (the first one, by number and reason), or all are bad.
@@ -76,7 +83,7 @@ def open_decoded(
     key = hashlib.sha256(repr((_FORMAT, index.digest, image_column, caption_column)).encode()).hexdigest()[:24]
     folder = cache_dir / "decoded" / f"{key}-{size}px"
     columns = index.header.index(image_column), index.header.index(caption_column)
-    build_once(folder, lambda aside: _build(index, columns, size, on_error, aside))
+    build_once(folder, lambda aside: _build(index, columns, size, on_error, aside, poll), poll)
     try:
         decoded = _open(folder, len(index), size)
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -123,7 +130,7 @@ def _mapped(path: Path, kind: str) -> np.ndarray:
     return np.asarray(np.memmap(path, kind, "r")) if path.stat().st_size else np.empty(0, kind)
 
 
-def _build(index: CsvIndex, columns: tuple[int, int], size: int, on_error: str, folder: Path) -> None:
+def _build(index: CsvIndex, columns: tuple[int, int], size: int, on_error: str, folder: Path, poll: Poll) -> None:
     log.info("decoding %d pictures of %s at %d px, once for all runs", len(index), index.path, size)
     bad: dict[int, str] = {}
     end = 0
@@ -133,8 +140,9 @@ def _build(index: CsvIndex, columns: tuple[int, int], size: int, on_error: str, 
         (folder / "captions.u8").open("wb") as captions,
         (folder / "caption_ends.i64").open("wb") as ends,
         (folder / "caption_chars.i64").open("wb") as chars,
+        closing(_rows(index, columns, size, poll)) as rows,
     ):
-        for number, row in enumerate(_rows(index, columns, size)):
+        for number, row in enumerate(rows):
             if isinstance(row, BadRow):
                 if on_error == "raise":
                     raise _bad_row(index.path, number, str(row))
@@ -151,8 +159,11 @@ def _build(index: CsvIndex, columns: tuple[int, int], size: int, on_error: str, 
     (folder / "rows.json").write_text(json.dumps({"bad": bad}))
 
 
-def _rows(index: CsvIndex, columns: tuple[int, int], size: int) -> Iterator[Row | BadRow]:
-    """Every row in order, decoded on all cores (Pillow lets go of the interpreter lock while it decodes)."""
+def _rows(index: CsvIndex, columns: tuple[int, int], size: int, poll: Poll) -> Generator[Row | BadRow, None, None]:
+    """Every row in order, decoded on all cores (Pillow lets go of the interpreter lock while it decodes).
+
+    Closed early, or left by what ``poll`` raises, it starts no more of them and waits for those under way.
+    """
 
     def read(number: int) -> Row | BadRow:
         try:
@@ -165,14 +176,21 @@ def _rows(index: CsvIndex, columns: tuple[int, int], size: int) -> Iterator[Row 
         except ValueError as error:
             return BadRow(str(error))
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks name no row; what makes a row unusable is an error
-        yield from _in_chunks(pool.map, read, len(index))
+        try:
+            for start in range(0, len(index), _CHUNK):  # a bounded number of results in memory at a time
+                chunk = range(start, min(start + _CHUNK, len(index)))
+                for future in [pool.submit(read, number) for number in chunk]:
+                    yield _result(future, poll)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _in_chunks(
-    mapper: Callable[..., Iterator[Row | BadRow]], read: Callable[[int], Row | BadRow], rows: int
-) -> Iterator[Row | BadRow]:
-    """``read`` over all rows, a bounded number of results in memory at a time."""
-    for start in range(0, rows, _CHUNK):
-        yield from mapper(read, range(start, min(start + _CHUNK, rows)))
+def _result(future: Future[Row | BadRow], poll: Poll) -> Row | BadRow:
+    """What ``future`` comes to, with a poll before and while it is waited for: a large picture takes a second."""
+    poll()
+    while not wait([future], ASK_S).done:
+        poll()
+    return future.result()

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from launcher.runtime.errors import UserError
-from vlm.data.build_once import build_once, damaged
+from vlm.data.build_once import Poll, build_once, damaged, keep_going, polled
 
 _BLOCK = 4 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -88,8 +88,10 @@ class CsvIndex:
         return descriptor
 
 
-def open_index(path: Path, cache_dir: Path) -> CsvIndex:
+def open_index(path: Path, cache_dir: Path, poll: Poll = keep_going) -> CsvIndex:
     """The index of ``path``, from ``cache_dir`` where the file has not changed since (path, size, times, inode).
+
+    ``poll`` is called while it is built.
 
     Raises:
         UserError: there is no such file, it is empty, no CSV, or its quotes do not close.
@@ -97,7 +99,7 @@ def open_index(path: Path, cache_dir: Path) -> CsvIndex:
     version = _version(path)
     identity = repr((str(path.resolve()), version))
     folder = cache_dir / "index" / hashlib.sha256(identity.encode()).hexdigest()[:24]
-    build_once(folder, lambda aside: _build(path, version, aside))
+    build_once(folder, lambda aside: _build(path, version, aside, poll), poll)
     try:
         found = json.loads((folder / "index.json").read_text())
         size = (folder / "spans.i64").stat().st_size
@@ -120,16 +122,16 @@ def _version(path: Path) -> tuple[int, ...]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def _build(path: Path, version: tuple[int, ...], folder: Path) -> None:
+def _build(path: Path, version: tuple[int, ...], folder: Path, poll: Poll) -> None:
     with path.open("rb") as file, (folder / "spans.i64").open("wb") as spans:
-        digest, header = _scan(file, spans, path)
+        digest, header = _scan(file, spans, path, poll)
         rows = spans.tell() // 16
     if _version(path) != version:
         raise UserError(f"{path}: was changed while it was read; start again when it is whole")
     (folder / "index.json").write_text(json.dumps({"digest": digest, "header": header, "rows": rows}))
 
 
-def _scan(file: io.BufferedReader, spans: io.BufferedWriter, path: Path) -> tuple[str, list[str]]:
+def _scan(file: io.BufferedReader, spans: io.BufferedWriter, path: Path, poll: Poll) -> tuple[str, list[str]]:
     """Write the span of every record behind the header to ``spans``; returns the file's SHA-256 and the header.
 
     A newline ends a record if the number of quotes before it is even (RFC 4180: inner quotes are doubled).
@@ -138,6 +140,7 @@ def _scan(file: io.BufferedReader, spans: io.BufferedWriter, path: Path) -> tupl
     header: list[str] | None = None
     position, record_start, quotes_before = 0, 0, 0
     while block := file.read(_BLOCK):
+        poll()
         digest.update(block)
         buffer = np.frombuffer(block, np.uint8)
         if position == 0 and block.startswith(_BOM):
@@ -149,23 +152,28 @@ def _scan(file: io.BufferedReader, spans: io.BufferedWriter, path: Path) -> tupl
         quotes_before += len(quotes)
         position += len(block)
         if len(ends):
-            header = _write_spans(file, spans, record_start, ends, header)
+            header = _write_spans(file, spans, record_start, ends, header, poll)
             record_start = int(ends[-1])
     if quotes_before % 2:
         row = spans.tell() // 16 + 1
         raise UserError(f"{path}: a quote that opens in row {row} or before is never closed; or the file is cut off")
     if record_start < position:  # no newline at the end
-        header = _write_spans(file, spans, record_start, np.array([position]), header)
+        header = _write_spans(file, spans, record_start, np.array([position]), header, poll)
     if header is None:
         raise UserError(f"{path}: is empty")
     return digest.hexdigest(), header
 
 
 def _write_spans(
-    file: io.BufferedReader, spans: io.BufferedWriter, start: int, ends: np.ndarray, header: list[str] | None
+    file: io.BufferedReader,
+    spans: io.BufferedWriter,
+    start: int,
+    ends: np.ndarray,
+    header: list[str] | None,
+    poll: Poll,
 ) -> list[str] | None:
     starts = np.concatenate([[start], ends[:-1]])
-    for i in np.flatnonzero(ends - starts <= 2):  # "\n" or "\r\n": a blank line, or a very short record
+    for i in polled(np.flatnonzero(ends - starts <= 2), poll):  # "\n" or "\r\n": a blank line, or a very short record
         if not os.pread(file.fileno(), int(ends[i] - starts[i]), int(starts[i])).strip():
             starts[i] = ends[i]
     found = np.stack([starts, ends], axis=1)[starts < ends]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 
 from launcher.runtime.errors import UserError
 from vlm.config import CsvData, DataConfig, ShapesData, TokenizerConfig, TrainConfig
+from vlm.data.build_once import Poll, keep_going, polled
 from vlm.data.cache import DecodedRows, open_decoded
 from vlm.data.csv_index import open_index
 from vlm.data.shapes import CAPTION_COLUMN, IMAGE_COLUMN, scene_files
@@ -94,18 +97,33 @@ class CaptionData:
     """Row numbers; empty without validation."""
     tokenizer: Tokenizer
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """XXH3-128 of all that step N is made of besides the config: which rows train, their pictures and captions.
 
-def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> CaptionData:
+        Of a picture its 16 bytes of identity count, so that a million rows take no longer than their captions.
+        """
+        decoded = self.rows.decoded
+        digest = xxhash.xxh3_128()
+        for part in (decoded.picture_ids, decoded.caption_ends, self.train, self.val):  # a bad row's are empty
+            digest.update(np.ascontiguousarray(part).view(np.uint8).data)
+        digest.update(decoded.caption_bytes)
+        return digest.hexdigest()
+
+
+def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None, poll: Poll = keep_going) -> CaptionData:
     """Open the data of a resolved config, building index, cache and rendered scenes where they are not there yet.
 
     Args:
         tokenizer: the one of a trained model; None: made from the training captions.
+        poll: called about every ``ASK_S`` of work; what it raises leaves nothing half-built behind.
 
     Raises:
         UserError: the data cannot be used (see ``open_index`` and ``open_decoded``), or does not fit the config.
     """
-    decoded = _decoded(config.data, data_file(config.data), config.model.img_size)
-    train, val = split_rows(decoded, config.data.val_fraction, config.data.split_by, config.data.split_seed)
+    file = data_file(config.data, poll)
+    decoded = _decoded(config.data, file, config.model.img_size, poll)
+    train, val = split_rows(decoded, config.data.val_fraction, config.data.split_by, config.data.split_seed, poll)
     if len(train) < config.trainer.batch_size:
         raise UserError(
             f"trainer.batch_size={config.trainer.batch_size} is larger than the data: "
@@ -113,9 +131,9 @@ def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Captio
         )
     if config.data.val_fraction and not len(val):
         log.warning("all rows share one picture or caption: nothing is left to validate on")
-    tokenizer = tokenizer or _tokenizer(config.tokenizer, decoded, train)
+    tokenizer = tokenizer or _tokenizer(config.tokenizer, decoded, train, poll)
     rows = CaptionRows(decoded, tokenizer)
-    _check_lengths(rows, np.concatenate([train, val]), config.model.max_text, data_file(config.data))
+    _check_lengths(rows, np.concatenate([train, val]), config.model.max_text, file)
     return CaptionData(rows, train, val, tokenizer)
 
 
@@ -125,24 +143,24 @@ def open_unseen_pairs(data: ShapesData, img_size: int, tokenizer: Tokenizer) -> 
     return CaptionRows(_decoded(data, unseen, img_size), tokenizer) if unseen else None
 
 
-def data_file(data: CsvData | ShapesData) -> Path:
+def data_file(data: CsvData | ShapesData, poll: Poll = keep_going) -> Path:
     """The CSV file that holds the data."""
-    return scene_files(data)[0] if isinstance(data, ShapesData) else Path(data.path or "")
+    return scene_files(data, poll)[0] if isinstance(data, ShapesData) else Path(data.path or "")
 
 
-def _decoded(data: DataConfig, path: Path, size: int) -> DecodedRows:
-    index = open_index(path, Path(data.cache_dir))
+def _decoded(data: DataConfig, path: Path, size: int, poll: Poll = keep_going) -> DecodedRows:
+    index = open_index(path, Path(data.cache_dir), poll)
     columns = (data.image_column, data.caption_column) if isinstance(data, CsvData) else (IMAGE_COLUMN, CAPTION_COLUMN)
     if isinstance(data, CsvData) and data.digest not in (None, index.digest):
         raise UserError(f"{path}: has changed since the run was planned (SHA-256 {index.digest}, was {data.digest})")
     index.require_columns(*columns)
-    return open_decoded(index, *columns, size, data.on_error, Path(data.cache_dir))
+    return open_decoded(index, *columns, size, data.on_error, Path(data.cache_dir), poll)
 
 
-def _tokenizer(config: TokenizerConfig, decoded: DecodedRows, train: np.ndarray) -> Tokenizer:
+def _tokenizer(config: TokenizerConfig, decoded: DecodedRows, train: np.ndarray, poll: Poll) -> Tokenizer:
     if config.kind == "byte":
         return ByteTokenizer()
-    return CharTokenizer.of(decoded.caption(int(row)) for row in train)
+    return CharTokenizer.of(decoded.caption(int(row)) for row in polled(train, poll))
 
 
 def _check_lengths(rows: CaptionRows, chosen: np.ndarray, max_text: int, path: Path) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vlm.config import DataConfig, ShapesData
-from vlm.data.build_once import build_once
+from vlm.data.build_once import Poll, build_once, keep_going, polled
 from vlm.data.order import uniform
 
 log = logging.getLogger(__name__)
@@ -67,10 +67,13 @@ def scene_digest(data: ShapesData) -> str:
     return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
 
 
-def scene_files(data: ShapesData) -> tuple[Path, Path | None]:
-    """The CSV of scenes and that of scenes with unseen shape-colour pairs (None where none is held out)."""
+def scene_files(data: ShapesData, poll: Poll = keep_going) -> tuple[Path, Path | None]:
+    """The CSV of scenes and that of scenes with unseen shape-colour pairs (None where none is held out).
+
+    ``poll`` is called while they are rendered, which happens once.
+    """
     folder = Path(data.cache_dir) / "shapes" / scene_digest(data)[:24]
-    build_once(folder, lambda aside: _build(data, aside))
+    build_once(folder, lambda aside: _build(data, aside, poll), poll)
     return folder / "scenes.csv", folder / "unseen_pairs.csv" if data.unseen_pairs else None
 
 
@@ -109,20 +112,22 @@ def render(scene: list[Thing], data: ShapesData, jitter: np.ndarray) -> Image.Im
     return image.resize((data.px, data.px), Image.Resampling.BOX)
 
 
-def _build(data: ShapesData, folder: Path) -> None:
+def _build(data: ShapesData, folder: Path, poll: Poll) -> None:
     log.info("rendering %d scenes, once for all runs", data.count)
     held_out = unseen_pairs(data)
-    _write(folder / "scenes.csv", data, data.count, 0, lambda scene: not _pairs(scene) & held_out)
+    seen = polled(_scenes(data, data.count, 0, lambda scene: not _pairs(scene) & held_out), poll, every=10)
+    _write(folder / "scenes.csv", data, seen)
     if held_out:
         n_unseen = max(round(data.count * UNSEEN_SHARE), 1)
-        _write(folder / "unseen_pairs.csv", data, n_unseen, 1, lambda scene: bool(_pairs(scene) & held_out))
+        unseen = polled(_scenes(data, n_unseen, 1, lambda scene: bool(_pairs(scene) & held_out)), poll, every=10)
+        _write(folder / "unseen_pairs.csv", data, unseen)
 
 
-def _write(path: Path, data: ShapesData, count: int, part: int, wanted: Callable[[list[Thing]], bool]) -> None:
+def _write(path: Path, data: ShapesData, scenes: Iterable[tuple[list[Thing], np.ndarray]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["", IMAGE_COLUMN, CAPTION_COLUMN])
-        for number, (scene, jitter) in enumerate(_scenes(data, count, part, wanted)):
+        for number, (scene, jitter) in enumerate(scenes):
             packed = io.BytesIO()
             render(scene, data, jitter).save(packed, "PNG")
             writer.writerow([number, base64.b64encode(packed.getvalue()).decode(), caption_of(scene, data)])

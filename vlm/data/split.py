@@ -6,10 +6,13 @@ import hashlib
 
 import numpy as np
 
+from vlm.data.build_once import Poll, keep_going, polled
 from vlm.data.cache import DecodedRows
 
 
-def split_rows(rows: DecodedRows, val_fraction: float, split_by: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_rows(
+    rows: DecodedRows, val_fraction: float, split_by: str, seed: int, poll: Poll = keep_going
+) -> tuple[np.ndarray, np.ndarray]:
     """(training rows, validation rows): two sorted arrays of row numbers, bad rows in neither.
 
     Rows that share a picture (with ``split_by="caption"`` also those that share a caption) form a group, and a group
@@ -19,8 +22,8 @@ def split_rows(rows: DecodedRows, val_fraction: float, split_by: str, seed: int)
     usable = np.setdiff1d(np.arange(len(rows)), np.fromiter(rows.bad, np.int64, len(rows.bad)))
     if not val_fraction:
         return usable, usable[:0]
-    groups = _groups(rows, usable, by_caption=split_by == "caption")
-    by_hash = np.argsort(np.array([_order(rows, int(row), split_by, seed) for row in usable]))
+    groups = _groups(rows, usable, split_by == "caption", poll)
+    by_hash = np.argsort(np.array([_order(rows, int(row), split_by, seed) for row in polled(usable, poll)]))
     _, first = np.unique(groups[by_hash], return_index=True)  # a group stands where the first of its hashes stands
     count = len(first)
     n_val = min(max(round(val_fraction * count), 1), count - 1)
@@ -34,13 +37,13 @@ def _order(rows: DecodedRows, row: int, split_by: str, seed: int) -> bytes:
     return hashlib.blake2b(what, digest_size=16, key=str(seed).encode()).hexdigest().encode()
 
 
-def _groups(rows: DecodedRows, usable: np.ndarray, by_caption: bool) -> np.ndarray:
+def _groups(rows: DecodedRows, usable: np.ndarray, by_caption: bool, poll: Poll) -> np.ndarray:
     """A group number from 0 for each of ``usable``."""
     _, by_picture = np.unique(rows.picture_ids[usable], return_inverse=True)
     if not by_caption:
         return by_picture
     captions = np.array(
-        [hashlib.blake2b(rows.caption(int(r)).encode(), digest_size=16).digest() for r in usable], "V16"
+        [hashlib.blake2b(rows.caption(int(r)).encode(), digest_size=16).digest() for r in polled(usable, poll)], "V16"
     )
     _, by_text = np.unique(captions, return_inverse=True)
     return _connected(by_picture, by_text)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,6 +17,7 @@ from launcher.runtime.distributed import (
     Agreement,
     process_group,
     require_device,
+    settle_buckets,
     start_sum_over_ranks,
     sum_over_ranks,
 )
@@ -115,3 +118,24 @@ def test_a_device_of_another_name_is_refused(device):
 def test_a_gpu_that_is_not_here_is_refused_with_what_to_do():
     with pytest.raises(UserError, match=r"^device 'cuda:99': .*; use cpu \(hardware=cpu, --device cpu\)$"):
         require_device("cuda:99")
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, None])
+def test_throw_away_passes_leave_no_trace(stop_after):
+    model = torch.nn.Linear(3, 1)
+    weights = model.weight.detach().clone()
+    seen = []
+
+    def drawn() -> tuple[float, ...]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    def one_pass() -> None:
+        model(torch.ones(3)).backward()
+        seen.append(drawn())
+
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(7)
+    went_on = settle_buckets(one_pass, model.parameters(), lambda: len(seen) == stop_after)
+    assert went_on == (stop_after is None) and len(seen) == (stop_after or 2)
+    assert set(seen) == {drawn()}  # each draws what is drawn behind them
+    assert all(parameter.grad is None for parameter in model.parameters()) and torch.equal(model.weight, weights)
