@@ -16,7 +16,7 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.identity import run_id
 from launcher.runtime.plan import Facts, Plan, resolve_name
 from launcher.runtime.sections import halves, hashed, nearest, parse
-from launcher.runtime.settings import Settings
+from launcher.runtime.settings import RequeueSettings, Settings
 from launcher.schema import HardwareConfig, LaunchConfig, SiteConfig, TaskConfig
 from launcher.submission.resources import Resources, resources_of
 
@@ -110,6 +110,10 @@ def make_queued_plan(
         UserError: as ``make_plan``, or resources that cannot be asked for.
     """
     sections = read_sections(values)
+    if (timeouts := queue.get("max_num_timeout")) is not None:
+        limits = dataclasses.asdict(sections.settings.requeue) | {"max_timeouts": timeouts}
+        requeue = parse(RequeueSettings, limits, "requeue")
+        sections = dataclasses.replace(sections, settings=dataclasses.replace(sections.settings, requeue=requeue))
     hardware = sections.hardware
     if here:
         hardware = dataclasses.replace(hardware, device=resolve_device(hardware.device))

@@ -33,6 +33,9 @@ _LIMIT = re.compile(
 )
 _FULL = b"temporarily unable to accept"
 """What sbatch says before it sleeps and tries again: slurmctld holds as many jobs as it can (MaxJobCount)."""
+_QUEUED_ALREADY = re.compile(r"Job is pending execution|already pending", re.IGNORECASE)
+_FORBIDDEN = re.compile(r"operation is presently disabled|Access/permission denied", re.IGNORECASE)
+"""What scontrol requeue says (slurm_errno.c): ESLURM_JOB_PENDING; ESLURM_DISABLED, ESLURM_ACCESS_DENIED."""
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|slurmdbd|accounting_storage", re.IGNORECASE)
 _ARRAY = re.compile(r"(?P<array>\d+)_\[(?P<ranges>\d+(?:-\d+(?::\d+)?)?(?:,\d+(?:-\d+(?::\d+)?)?)*)(?:%\d+)?\]")
 _CALL_S = 60.0
@@ -51,6 +54,10 @@ class SlurmAway(SlurmError):
 
 class SubmitLimit(SlurmError):
     """Slurm takes no more jobs of this user for now (MaxSubmitJobs, MaxJobCount)."""
+
+
+class RequeueForbidden(SlurmError):
+    """This job may not be put back into the queue (``--no-requeue``, JobRequeue=0, not its owner)."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,23 @@ class Slurm:
             SlurmError: it has forgotten the job.
         """
         return _settings(self._call("scontrol", "show", "job", "--oneliner", job_id).partition("\n")[0])
+
+    def requeue(self, job_id: str) -> None:
+        """Put a running job back into the queue: Slurm ends it, and starts it again under the same number.
+
+        Whoever was first does not matter. A job that is being cancelled would come back too: look at its state before.
+
+        Raises:
+            RequeueForbidden: Slurm may not requeue this job.
+            SlurmAway: no answer.
+        """
+        try:
+            self._call("scontrol", "requeue", job_id)
+        except SlurmError as error:
+            if _FORBIDDEN.search(str(error)):
+                raise RequeueForbidden(str(error)) from None
+            if not _QUEUED_ALREADY.search(str(error)):
+                raise
 
     def submit_limits(self) -> list[tuple[str, str, int]]:
         """Account, partition (empty: any) and MaxSubmitJobs of each association of this user that has such a limit.

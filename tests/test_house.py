@@ -21,7 +21,8 @@ TOP_LEVEL = {
 COMMANDS = ("launcher", "launcher.run", "vlm", "sweeps", "slurm")
 
 ENTRIES = (
-    "launcher.run", "launcher.__main__", "launcher.runtime.worker", "launcher.runtime.checkup", "hydra_plugins.seemore"
+    "launcher.run", "launcher.__main__", "launcher.requeue", "launcher.runtime.worker", "launcher.runtime.checkup",
+    "hydra_plugins.seemore",
 )  # fmt: skip
 """Where a process of ours begins: they hand the environment on."""
 

@@ -150,6 +150,8 @@ def _decide(own: OwnFiles, slurms: str, known: bool) -> tuple[str, str]:
     if slurms in _GOING and not (own.failed and slurms == "COMPLETING"):
         if own.state == "PREEMPTED" and own.started:
             return "RUNNING", "saved; waits for Slurm to end or requeue it"
+        if own.state == "REQUEUED" and own.started:
+            return "REQUEUED", said
         stalled = own.state == "RUNNING" and own.started and own.silent_for(_STALLED_S)
         return ("STALLED", "no sign of life for ten minutes") if stalled else ("RUNNING", "")
     if own.was_cancelled:
@@ -160,6 +162,8 @@ def _decide(own: OwnFiles, slurms: str, known: bool) -> tuple[str, str]:
         return "CANCELLED", said
     if not slurms:
         return _unknown_to_slurm(own, said) if known else _slurm_unknown(own, said)
+    if own.state == "REQUEUED" and own.started and slurms in ("COMPLETED", "FAILED"):
+        return "PREEMPTED", f"{said}; could not be requeued, the same command goes on"
     if own.state == "PREEMPTED" and own.started and slurms not in _BROKEN:
         # Where it saved and then left by itself, Slurm takes its exit code for a failure.
         return "PREEMPTED", said if slurms in ("COMPLETED", "FAILED") else _WORDS.get(slurms, said)
@@ -172,6 +176,8 @@ def _unknown_to_slurm(own: OwnFiles, said: str) -> tuple[str, str]:
         return "PREEMPTED", said
     if own.state == "RUNNING" and not own.silent_for(_QUIET_S):
         return "RUNNING", "Slurm does not know its job, but it gives signs of life"
+    if own.state == "REQUEUED":
+        return "CANCELLED", "left the queue before it went on"
     if own.started:  # RUNNING, or nothing at all: whatever ended it left no word
         return "FAILED", "its job is gone and left no word: killed, or its node was lost"
     return "CANCELLED", "left the queue before it began"

@@ -12,11 +12,12 @@ from launcher.runtime.address import Machine, interface_to
 from launcher.runtime.attempt import Outcome, run_attempt
 from launcher.runtime.console import Meter, logging_to
 from launcher.runtime.environment import drift
-from launcher.runtime.errors import ExitCode, Stopped, UserError
+from launcher.runtime.errors import ExitCode, Stopped, TrainingFailed, UserError
 from launcher.runtime.files import write_atomic, write_json
 from launcher.runtime.hang_report import flight_recorder_env
 from launcher.runtime.lease import Lease, next_attempt, take
 from launcher.runtime.plan import Plan
+from launcher.runtime.progress import starts, without_progress
 from launcher.runtime.redaction import redacted
 from launcher.runtime.rendezvous import Meeting, Refused, Verdict, announce, attend, forget
 from launcher.runtime.signals import StopFlag
@@ -111,6 +112,28 @@ def _decide(plan: Plan, world: World, interface: str | None, stack: ExitStack) -
         raise
 
 
+def _require_attempts_left(plan: Plan, world: World) -> None:
+    """See that this start of a job may be tried: Slurm requeues some jobs without asking anybody.
+
+    Raises:
+        TrainingFailed: its starts are used up, or led nowhere; the run is FAILED.
+    """
+    if world.job_id is None:
+        return
+    rundir, limits = plan.rundir, plan.settings().requeue
+    events = rundir.attempt_events()
+    tried = starts(events, world.job_id)
+    idle = without_progress(events, world.job_id, rundir.newest_step())
+    if tried >= limits.max_attempts:
+        reason = f"requeue.max_attempts={limits.max_attempts} attempts are used up"
+    elif idle >= limits.max_without_progress:
+        reason = f"{idle} attempts in a row made no progress; see logs"
+    else:
+        return
+    rundir.give_up(reason)
+    raise TrainingFailed(reason)
+
+
 def _verdict(plan: Plan, world: World, stack: ExitStack) -> tuple[Verdict, Lease | None]:
     rundir = plan.rundir
     try:
@@ -121,6 +144,7 @@ def _verdict(plan: Plan, world: World, stack: ExitStack) -> tuple[Verdict, Lease
         claim(plan)
         if rundir.state() == "COMPLETED":
             return _COMPLETED, None
+        _require_attempts_left(plan, world)
         rundir.sweep()
         with logging_to(rundir.log(0), visible=False):  # before the others hear of it: can it be written at all
             pass

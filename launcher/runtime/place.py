@@ -14,6 +14,9 @@ from launcher.runtime.errors import UserError
 _NAMED_STEPS = 0xFFFFFFFA
 """From here on a step's number stands for a name: the interactive, batch and extern step (slurm.h)."""
 
+LOCAL_RESTARTS = "SEEMORE_LOCAL_RESTARTS"
+"""How often the local queue has started this run again: what SLURM_RESTART_COUNT is in a job of Slurm's."""
+
 
 def in_slurm_step(env: Mapping[str, str]) -> bool:
     """Whether srun started this process, or what started it."""
@@ -99,13 +102,15 @@ def _of_submitit(env: Mapping[str, str]) -> dict[str, Any]:
     """What submitit's local executor tells a task (submitit/local/local.py); a queue's tasks stand on one machine."""
     why = "SUBMITIT_LOCAL_JOB_ID is: set all four SUBMITIT_LOCAL_ variables or none"
     size = number(env, "SUBMITIT_LOCAL_NTASKS", why)
+    restarts = number(env, LOCAL_RESTARTS) if LOCAL_RESTARTS in env else 0
     return {
         "rank": _below(env, "SUBMITIT_LOCAL_GLOBALID", size, "SUBMITIT_LOCAL_NTASKS", why),
         "size": size,
         "local_rank": _below(env, "SUBMITIT_LOCAL_LOCALID", size, "SUBMITIT_LOCAL_NTASKS", why),
         "source": "submitit",
         "job_id": env["SUBMITIT_LOCAL_JOB_ID"],
-        "incarnation": _folder_name(env["SUBMITIT_LOCAL_JOB_ID"]),
+        "restarts": restarts,
+        "incarnation": _folder_name(env["SUBMITIT_LOCAL_JOB_ID"] + (f".r{restarts}" if restarts else "")),
     }
 
 

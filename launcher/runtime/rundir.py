@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,11 @@ class RunDir:
         found = [(name, path) for path in self.checkpoints.iterdir() if (name := checkpoint_of(path.name))]
         return [path for name, path in sorted(found, reverse=True) if name[0] == kind]
 
+    def newest_step(self) -> int:
+        """Step of the newest full state, used or not; 0: there is none."""
+        names = (_CHECKPOINT.fullmatch(path.name) for path in self.list_checkpoints("step")[:1])
+        return next((int(name["step"]) for name in names if name), 0)
+
     def _start(self, incarnation: str) -> Path:
         return self.path / "attempts" / incarnation
 
@@ -230,6 +236,13 @@ class RunDir:
     def write_status(self, **values: Any) -> None:
         """Replace ``status.json``."""
         write_json(self.status, values)
+
+    def give_up(self, reason: str) -> None:
+        """Have the run be FAILED for ``reason``, in its status and in its summary; where it stands stays as it is."""
+        status = self.read(self.status) or {}
+        self.write_status(**(status | {"state": "FAILED", "reason": reason, "heartbeat": time.time()}))
+        step = status.get("step") or self.newest_step()
+        write_json(self.summary, {"status": "FAILED", "step": step, "reason": reason})
 
     def add_attempt_event(self, **values: Any) -> None:
         """Append to ``attempts.jsonl`` and fsync."""

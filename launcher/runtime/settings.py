@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from launcher.runtime.sections import Positive, Section
+from launcher.runtime.sections import NotNegative, Positive, Section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,9 @@ class RequeueSettings(Section):
     """Most starts."""
     max_without_progress: Positive = 5
     """Most starts in a row that left no newer checkpoint."""
+    max_timeouts: NotNegative | None = None
+    """Most times that it is put back because its time limit was reached; null: as often as it takes.
+    ``hydra.launcher.max_num_timeout`` is stronger."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,6 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self.first: signal.Signals | None = None
-        """The one that asked first."""
-        self.terms = 0
-        """How many SIGTERM came."""
         self.patient = True
         """Whether a signal waits for the end of a step. While nothing is there to be saved, it ends things at once."""
         self._interrupted = False
@@ -51,8 +47,6 @@ class StopFlag:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked child (a data worker) has inherited the handler: not its business
             return
-        self.terms += number == signal.SIGTERM
-        self.first = self.first or signal.Signals(number)
         if number == signal.SIGINT or not self.patient:
             if self._interrupted or not self.patient:
                 raise KeyboardInterrupt

@@ -92,6 +92,13 @@ class SweepDir:
         """Exists where a submission was given up: should Slurm have it after all, its jobs end at once."""
         return self.path / "submissions" / f"{token}.withdrawn"
 
+    def refusal(self, token: str, job_id: str, restarts: str) -> Path:
+        """Exists where a start of a job ended before it could train, by what its user has to mend: the exit code.
+
+        srun ends the other ranks then, and tells their codes: that they were stopped.
+        """
+        return self.path / "submissions" / f"{token}.{job_id}.r{restarts}.refused"
+
     def run(self, run_id: str) -> RunDir:
         """One of its runs."""
         return RunDir(self.path / run_id)
@@ -167,10 +174,10 @@ class SweepDir:
         folder = Path(submission.logs) if submission.logs else self.job_logs
         return [folder / f"{job_id}_{rank}_log.{kind}" for kind in ("err", "out")]
 
-    def read_cancelled(self) -> set[str]:
-        """Slurm's names of the jobs that were cancelled by ``launcher cancel``."""
-        events = read_json_lines(self.submissions)
-        return {str(job) for record in events if record.get("event") == "cancelled" for job in record["jobs"]}
+    def read_cancelled(self, token: str | None = None) -> set[str]:
+        """Slurm's names of the jobs that were cancelled by ``launcher cancel``; with ``token`` those of it alone."""
+        events = [record for record in read_json_lines(self.submissions) if record.get("event") == "cancelled"]
+        return {str(job) for record in events if token in (None, record.get("token")) for job in record["jobs"]}
 
 
 def write_plans(path: Path, plans: Iterable[Mapping[str, Any]]) -> None:

@@ -13,22 +13,21 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.runtime.errors import ExitCode, UserError, guarded
-from launcher.runtime.place import in_slurm_step
+from launcher.runtime.place import in_slurm_step, job_id
 from launcher.runtime.signals import StopFlag
+from launcher.runtime.sweepdir import SweepDir
 from launcher.runtime.world import array_element, set_defaults
 
 if TYPE_CHECKING:
     from launcher.runtime.plan import Plan
 
-LINGER_S = 900.0
-"""How long a job that has stopped waits for Slurm to end it: longer than any grace period that is in use."""
 _PR_SET_PDEATHSIG = 1
-_STOPPED = (ExitCode.STOPPED_SAVED, ExitCode.STOPPED_NOT_SAVED)
 
 
 def main() -> int:
@@ -38,8 +37,6 @@ def main() -> int:
     if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
         end_with_parent()
     code = guarded(lambda: _work(_arguments(), stop))
-    if code in _STOPPED and _slurm_stopped(os.environ, stop):
-        linger(stop, LINGER_S)
     if code not in (ExitCode.DONE, ExitCode.STOPPED_SAVED):
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)  # no goodbyes: closing a broken process group can wait for peers that are gone
@@ -49,19 +46,6 @@ def main() -> int:
 def end_with_parent() -> None:
     """Have the kernel send SIGTERM when the local queue that started this process is gone, killed or not (prctl(2))."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def linger(stop: StopFlag, timeout_s: float) -> None:
-    """Wait for the end that Slurm has in mind, at most ``timeout_s``; a further SIGTERM ends the wait.
-
-    A job that ends by itself inside the grace period of a preemption counts as done and is not put back into the queue.
-    """
-    for number in (signal.SIGINT, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    if stop.terms > (stop.first == signal.SIGTERM):  # it came while the state was being saved
-        return
-    signal.sigtimedwait([signal.SIGTERM], timeout_s)
 
 
 def read_plan(path: Path, element: int) -> Plan:
@@ -97,10 +81,28 @@ def _arguments() -> argparse.Namespace:
 
 
 def _work(args: argparse.Namespace, stop: StopFlag) -> int:
+    try:
+        return _run(args, stop)
+    except UserError as error:
+        if in_slurm_step(os.environ) and error.code in (ExitCode.USER_ERROR, ExitCode.TRAINING_FAILED):
+            _leave_word(args.plans, os.environ, error.code)
+        raise
+
+
+def _leave_word(plans: Path, env: Mapping[str, str], code: ExitCode) -> None:
+    """For the batch shell: the job is not to be requeued, whatever code srun makes of the ranks that it ends now."""
+    file = SweepDir(plans.parent.parent).refusal(plans.stem, str(job_id(env)), env.get("SLURM_RESTART_COUNT", "0"))
+    with suppress(OSError):  # the error itself is what counts
+        file.write_text(f"{int(code)}\n")
+
+
+def _run(args: argparse.Namespace, stop: StopFlag) -> int:
     if args.submission is not None:
         _see_not_withdrawn(args.plans.parent, args.submission)
     element = args.element if args.element is not None else array_element(os.environ)
     plan = read_plan(args.plans, element or 0)
+    if args.submission is not None and "SUBMITIT_LOCAL_JOB_ID" not in os.environ:
+        _see_not_cancelled(plan, args.submission, os.environ)
     set_defaults(os.environ, plan.hardware.get("cpus_per_task"))
 
     from launcher.runtime.job import run_job
@@ -121,9 +123,15 @@ def _see_not_withdrawn(folder: Path, token: str) -> None:
     raise UserError(f"submission {token} was withdrawn: this job does not run; submit the sweep again if you want it")
 
 
-def _slurm_stopped(env: Mapping[str, str], stop: StopFlag) -> bool:
-    """Whether it was Slurm that asked to stop, not somebody at the keyboard."""
-    return in_slurm_step(env) and "SUBMITIT_LOCAL_JOB_ID" not in env and stop.first in (signal.SIGTERM, signal.SIGUSR2)
+def _see_not_cancelled(plan: Plan, token: str, env: Mapping[str, str]) -> None:
+    """A requeue that crosses a scancel brings the job back (slurmctld's job_mgr.c requeues what is ending, too)."""
+    job, rundir = job_id(env), plan.rundir
+    if job is None or job not in SweepDir(rundir.path.parent).read_cancelled(token):
+        return
+    if env.get("SLURM_PROCID", "0") == "0" and rundir.state() != "COMPLETED":
+        status = rundir.read(rundir.status) or {}
+        rundir.write_status(**(status | {"state": "CANCELLED", "reason": "cancelled; the same command goes on"}))
+    raise UserError(f"job {job} was cancelled: it does not run again; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class World:
     job_id: str | None = None
     """``<id>``, or ``<array id>_<element>``, of the job that this process belongs to; None outside of any."""
     restarts: int = 0
-    """How often that job was put back into the queue before (SLURM_RESTART_COUNT)."""
+    """How often that job was put back into the queue before (SLURM_RESTART_COUNT, place.LOCAL_RESTARTS)."""
     incarnation: str = "single"
     """A folder name that all ranks of one start share, and no other start has."""
     node_name: str = ""
@@ -64,14 +64,14 @@ class World:
             UserError: a variable is missing, no number, or contradicts another; there is no GPU for the local rank.
         """
         found = place(env)
+        restarts = number(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0
         return World(
             device=_gpu(found["local_rank"], gpus) if device == "cuda" else device,
             micro_batch=micro_batch,
             host=socket.gethostname(),
-            restarts=number(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0,
             node_name=env.get("SLURMD_NODENAME", ""),
             launch_address=env.get("SLURM_LAUNCH_NODE_IPADDR", ""),
-            **{"job_id": job_id(env)} | found,
+            **{"job_id": job_id(env), "restarts": restarts} | found,
         )
 
     def require_size(self, nodes: int | None, tasks_per_node: int | None) -> None:

@@ -7,16 +7,50 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.runtime.errors import UserError
+from launcher.requeue import BY_THE_SHELL
+from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.sweepdir import SweepDir
 from launcher.submission.resources import Resources
 from launcher.submission.snapshot import Snapshot
 
 WORKER = "launcher.runtime.worker"
+REQUEUE = "launcher.requeue"
 _SUBMITITS_NAMES = {
     "name": "job_name", "timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node",
 }  # fmt: skip
 """What submitit calls parameters inside, where that differs from the keys of hydra-submitit-launcher."""
+_SIGNAL_DELAY_S = 90
+"""Submitit's default of ``signal_delay_s``: how long before the time limit Slurm warns."""
+_BEFORE_SRUN = """\
+set +eu  # whatever a line of setup has said: the lines after srun are run
+ended=
+trap 'ended=1' TERM  # Slurm itself ends the job. bash acts on it when srun is over; srun does not inherit it.
+"""
+_AFTER_SRUN = """\
+code=$?
+# Where Slurm itself has ended the job its word stands. Warnings go to ranks alone: they have saved and are gone, and
+# the job goes back into the queue, as it does when a rank was killed or broke down (launcher/requeue.py decides).
+if [ "$code" -ne 0 ] && [ -z "$ended" ]; then
+    {requeue} --code "$code"
+    said=$?
+    job="${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}"
+    job="${{job:-$SLURM_JOB_ID}}"
+    for pause in 5 15 60 180 600 0; do  # {by_the_shell}: no scontrol where Python runs
+        if [ "$said" -ne {by_the_shell} ] || [ -n "$ended" ]; then break; fi
+        case "$(scontrol show job --oneliner "$job")" in
+            *" JobState=RUNNING "*) if scontrol requeue "$job"; then said=0; break; fi ;;
+            *" JobState="*) break ;;  # it is being cancelled, or requeued: a further requeue would bring it back
+        esac
+        sleep "$pause"
+    done
+    if [ "$said" -eq {failed} ]; then code={failed}; fi  # it has used up its attempts
+    if [ "$said" -eq 0 ] && [ -z "$ended" ]; then  # Slurm is about to end the job: requeued, or cancelled
+        sleep 60 &  # an exit code now would be taken for its end
+        wait $!
+    fi
+fi
+exit "$code"
+"""
 _PERCENT = "\ue000"
 """Stands for a ``%`` of a folder while submitit renders: it would take ``%j`` for the job's number, in ``%%j`` too."""
 
@@ -44,7 +78,7 @@ class Batch:
 
 
 def script_text(batch: Batch, snapshot: Snapshot) -> str:
-    """The whole script. Its last command is srun: a rank that fails makes the job FAILED.
+    """The whole script. It ends with srun's exit code: a rank that fails makes the job FAILED, or has it requeued.
 
     Raises:
         UserError: a folder has a name that a script cannot hold.
@@ -54,6 +88,7 @@ def script_text(batch: Batch, snapshot: Snapshot) -> str:
     _require_plain(batch, snapshot)
     queue = {"name": batch.name} | batch.resources.queue
     setup = [*batch.resources.site.setup, *(queue.pop("setup", None) or []), _mark(batch), _python_path(snapshot)]
+    setup += _BEFORE_SRUN.splitlines()
     # With underscores, as submitit has them: an option that is given twice is then written once.
     said = (queue.pop("additional_parameters", None) or {}).items()
     other = {str(key).replace("-", "_"): value for key, value in said if value is not None and value is not False}
@@ -71,7 +106,8 @@ def script_text(batch: Batch, snapshot: Snapshot) -> str:
         wckey=None,  # type: ignore[arg-type]
         **parameters,
     )
-    return "\n".join(map(_for_sbatch, text.replace(_PERCENT, "%%").split("\n")))
+    text = "\n".join(map(_for_sbatch, text.replace(_PERCENT, "%%").split("\n")))
+    return text.rstrip("\n") + "\n" + _after_srun(batch)
 
 
 def _for_sbatch(line: str) -> str:
@@ -92,9 +128,19 @@ def _require_plain(batch: Batch, snapshot: Snapshot) -> None:
 
 
 def _command(batch: Batch) -> str:
+    return _python(batch, WORKER)
+
+
+def _after_srun(batch: Batch) -> str:
+    warned = str(batch.resources.queue.get("signal_delay_s", _SIGNAL_DELAY_S))
+    command = _python(batch, REQUEUE, "--warned", warned)
+    return _AFTER_SRUN.format(requeue=command, by_the_shell=BY_THE_SHELL, failed=int(ExitCode.TRAINING_FAILED))
+
+
+def _python(batch: Batch, module: str, *options: str) -> str:
     # -P: the folder that a job starts in is no place to import from (Python 3.11, "-P").
     python = batch.resources.site.python or shlex.quote(sys.executable)
-    words = ["-uP", "-m", WORKER, str(batch.plans), "--submission", batch.token]
+    words = ["-uP", "-m", module, str(batch.plans), "--submission", batch.token, *options]
     return f"{python} {shlex.join(words)}"
 
 

@@ -52,11 +52,6 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
     unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
     if len(unique) < len(jobs):
         print(f"{len(jobs) - len(unique)} of {len(jobs)} members learn the same as others: run once", file=sys.stderr)
-    if members[0].queue.get("max_num_timeout"):
-        print(
-            "hydra.launcher.max_num_timeout: a run out of time saves and stops; the same command goes on",
-            file=sys.stderr,
-        )
     env = snapshot.without_live_code(env)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)

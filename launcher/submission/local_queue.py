@@ -1,7 +1,8 @@
 """``hydra/launcher=submitit_local``: the jobs of a cluster as processes on this machine, a few at a time.
 
-Ranks find each other by the variables that submitit's own local executor sets. Ctrl-C (or SIGTERM) lets every running
-run save and leaves it resumable; a second Ctrl-C kills them.
+Ranks find each other by the variables that submitit's own local executor sets. A run that broke down, or is out of
+time, is started again as Slurm's jobs are (``launcher.requeue.decide``). Ctrl-C (or SIGTERM) lets every running run
+save and leaves it resumable; a second Ctrl-C kills them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.requeue import ASKED, BROKE_DOWN, OUT_OF_TIME, judge, limits_of, record, what_broke
 from launcher.runtime.device import visible_gpus
 from launcher.runtime.errors import ExitCode, RunsNotDone, UserError
+from launcher.runtime.place import LOCAL_RESTARTS
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir, write_plans
@@ -29,7 +32,7 @@ from launcher.submission.snapshot import Snapshot
 from launcher.submission.submit import Job, told_apart
 
 _LINGER_S = 10.0
-"""Seconds that ranks have to end by themselves after one of them failed."""
+"""Seconds that ranks have to end by themselves after one of them has ended without being done."""
 _GRACE_S = 120.0
 """Seconds that ranks have to save after their time was over; hydra-submitit-launcher's ``signal_delay_s``."""
 _STOPPED = (ExitCode.STOPPED_SAVED, ExitCode.STOPPED_NOT_SAVED)
@@ -39,6 +42,8 @@ _STOPPED = (ExitCode.STOPPED_SAVED, ExitCode.STOPPED_NOT_SAVED)
 class _Running:
     """A run whose ranks live."""
 
+    index: int
+    """Its place among the queue's jobs."""
     job: Job
     ranks: list[subprocess.Popen[bytes]]
     gpus: list[str]
@@ -49,6 +54,7 @@ class _Running:
     kill_at: float = float("inf")
     """When what still lives is killed."""
     asked: bool = False
+    """To stop, by us: its time is over, or the user wants it."""
 
     def signal(self, number: signal.Signals) -> None:
         for rank in self.ranks:
@@ -74,17 +80,17 @@ class _Queue:
         self._free_gpus = visible_gpus(env)
         self._token = f"local-{uuid.uuid4().hex[:12]}"
         self._running: list[_Running] = []
-        self._next = 0
+        self._waiting = list(range(len(self._jobs)))
+        self._restarts = dict.fromkeys(self._waiting, 0)
         write_plans(sweep.plans(self._token), (job.plan.to_json() for job in self._jobs))
 
     def run(self, stop: StopFlag) -> None:
         """Until all are done, or a stop was asked for and every rank has ended."""
         told = False
         try:
-            while self._running or (self._next < len(self._jobs) and not stop):
+            while self._running or (self._waiting and not stop):
                 while not stop and self._may_start():
-                    self._start(self._next)
-                    self._next += 1
+                    self._start(self._waiting.pop(0))
                 self._wait(stop)
                 if stop and not told and self._running:
                     told = True
@@ -99,9 +105,12 @@ class _Queue:
         return f"{job.plan.run_id} {self._differs[job.plan.run_id]}".rstrip()
 
     def _may_start(self) -> bool:
-        if self._next >= len(self._jobs) or len(self._running) >= self._parallel:
+        if not self._waiting or len(self._running) >= self._parallel:
             return False
-        return _gpus(self._jobs[self._next]) <= len(self._free_gpus)
+        return _gpus(self._jobs[self._waiting[0]]) <= len(self._free_gpus)
+
+    def _job_id(self, index: int) -> str:
+        return f"{self._token}_{index}"
 
     def _start(self, index: int) -> None:
         job = self._jobs[index]
@@ -110,7 +119,8 @@ class _Queue:
         threads = hardware.cpus_per_task or max(1, _cores() // (hardware.tasks_per_node * self._parallel))
         env = dict(self._env) | {
             "SUBMITIT_EXECUTOR": "local",
-            "SUBMITIT_LOCAL_JOB_ID": f"{self._token}_{index}",
+            "SUBMITIT_LOCAL_JOB_ID": self._job_id(index),
+            LOCAL_RESTARTS: str(self._restarts[index]),
             "SUBMITIT_LOCAL_NTASKS": str(hardware.tasks_per_node),
             "PYTHONPATH": os.pathsep.join([*map(str, self._snapshot.import_paths), *_path(self._env)]),
         }
@@ -120,8 +130,10 @@ class _Queue:
         ranks = [self._start_rank(env, index, rank, job) for rank in range(hardware.tasks_per_node)]
         minutes = job.resources.hardware.time_min
         deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
-        self._running.append(_Running(job, ranks, gpus, deadline))
-        _say(f"[{index + 1}/{len(self._jobs)}] started {self._title(job)}")
+        self._running.append(_Running(index, job, ranks, gpus, deadline))
+        self.codes.pop(job.plan.run_id, None)
+        again = f" again ({self._restarts[index]})" if self._restarts[index] else ""
+        _say(f"[{index + 1}/{len(self._jobs)}] started{again} {self._title(job)}")
 
     def _start_rank(self, env: Mapping[str, str], index: int, rank: int, job: Job) -> subprocess.Popen[bytes]:
         python = job.resources.site.python
@@ -159,19 +171,18 @@ class _Queue:
         for running in list(self._running):
             codes = [rank.poll() for rank in running.ranks]
             if all(code is not None for code in codes):
-                self._end(running, [code for code in codes if code is not None])
+                self._end(running, [code for code in codes if code is not None], bool(stop))
                 continue
             if (stop or now >= running.deadline) and not running.asked:
                 running.asked = True
                 running.signal(signal.SIGTERM)
                 running.kill_at = float("inf") if stop else now + _GRACE_S
-            failed = any(code and code not in _STOPPED for code in codes)
-            if failed:  # the others wait for it in vain
+            if any(codes):  # the others wait for it in vain
                 running.kill_at = min(running.kill_at, now + _LINGER_S)
             if now >= running.kill_at:
                 running.signal(signal.SIGKILL)
 
-    def _end(self, running: _Running, codes: Sequence[int]) -> None:
+    def _end(self, running: _Running, codes: Sequence[int], stopping: bool) -> None:
         self._running.remove(running)
         self._free_gpus += running.gpus
         rundir = running.job.plan.rundir
@@ -180,10 +191,32 @@ class _Queue:
             code = ExitCode.STOPPED_SAVED
         if code != ExitCode.DONE and not rundir.is_locked():  # locked: another command trains it
             _close_status(rundir, code, codes, running.began)
+            if not stopping:
+                code = self._judge(running, code)
         self.codes[rundir.path.name] = code
         status = rundir.read(rundir.status) or {}
         state, reason = str(status.get("state") or "FAILED"), str(status.get("reason") or "")
         _say(f"{state}: {self._title(running.job)}{': ' + reason if reason else ''}")
+
+    def _judge(self, running: _Running, code: int) -> int:
+        """Have a run that is not done wait for its next start, or give it up; returns the code that it ends with."""
+        plan, job_id = running.job.plan, self._job_id(running.index)
+        limits, restarts = limits_of(plan), self._restarts[running.index]
+        code, broken = what_broke(plan.rundir, job_id, code, restarts)
+        cause = OUT_OF_TIME if running.asked else f"{BROKE_DOWN}: {broken}"
+        if code in _STOPPED and not running.asked:
+            cause = ASKED
+            if code == ExitCode.STOPPED_SAVED:  # by somebody who knows its process: they mean this run
+                return code
+        decision = judge(plan.rundir, job_id, code, cause, limits, restarts)
+        if decision.failed:
+            plan.rundir.give_up(decision.reason)
+            return ExitCode.TRAINING_FAILED
+        if decision.requeue:
+            record(plan.rundir, job_id, decision.reason)
+            self._restarts[running.index] += 1
+            self._waiting.insert(0, running.index)
+        return code
 
 
 def run_all(

@@ -18,6 +18,7 @@ from slurm.processes import wait_until
 # built-in task's config come along unread.
 TASK = """
 import os
+import signal
 import socket
 import time
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ def train(session):
             print(step, WORD, config.optim["lr"], os.environ.get("SLURM_RESTART_COUNT", "0"), __file__, file=file)
         if config.trainer["seed"] == 666:
             raise UserError("seed 666: brings bad luck")
+        if config.trainer["seed"] == 13:
+            raise RuntimeError("unlucky")
+        if config.trainer["seed"] == 9 and step == 2 and "SLURM_RESTART_COUNT" not in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
         session.log({"train/loss": 1.0 / step}, step)
         while step == 2 and not (Path(session.rundir.path).parent / "go").exists() and not session.should_stop():
             time.sleep(0.02)

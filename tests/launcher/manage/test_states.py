@@ -53,6 +53,13 @@ def own(sweep, said, started=True, age_s=0.0, reason=""):
         ("PREEMPTED", True, "REQUEUE_HOLD", "REQUEUED"),
         ("PREEMPTED", True, "REQUEUED", "REQUEUED"),
         ("PREEMPTED", False, "PENDING", "SUBMITTED"),  # submitted again by hand
+        ("REQUEUED", True, "RUNNING", "REQUEUED"),  # its batch shell waits for Slurm to end it
+        ("REQUEUED", True, "COMPLETING", "REQUEUED"),
+        ("REQUEUED", True, "PENDING", "REQUEUED"),
+        ("REQUEUED", True, "CANCELLED", "CANCELLED"),
+        ("REQUEUED", True, "FAILED", "PREEMPTED"),  # Slurm did not take it back
+        ("REQUEUED", True, "NODE_FAIL", "FAILED"),
+        ("REQUEUED", False, "PENDING", "SUBMITTED"),
         ("FAILED", False, "PENDING", "SUBMITTED"),
         ("FAILED", True, "PENDING", "REQUEUED"),  # a rank lost its peers, then Slurm requeued for the node that failed
         ("FAILED", True, "RUNNING", "RUNNING"),  # as above, and it runs again; never submitted twice

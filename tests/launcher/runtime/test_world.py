@@ -15,6 +15,18 @@ from launcher.runtime.world import World, array_element, set_defaults, set_inter
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 
 
+def test_a_run_that_a_local_queue_starts_again_has_its_number_and_another_meeting_place():
+    queue = {"JOB_ID": "q1", "NTASKS": "2", "GLOBALID": "1", "LOCALID": "1"}
+    env = {f"SUBMITIT_LOCAL_{name}": value for name, value in queue.items()}
+    worlds = [
+        World.from_env(env | more, "cpu") for more in ({}, *({"SEEMORE_LOCAL_RESTARTS": str(n)} for n in range(3)))
+    ]
+    assert [w.restarts for w in worlds] == [0, 0, 1, 2] and {w.job_id for w in worlds} == {"q1"}
+    assert [w.incarnation for w in worlds] == ["q1", "q1", "q1.r1", "q1.r2"]
+    inside = World.from_env(env | {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "4"}, "cpu")
+    assert inside.restarts == 0, "the queue's own, not those of the job that it runs in"
+
+
 def test_without_a_launcher_there_is_a_world_of_one():
     world = World.from_env({"HOME": "/root", "LOCAL_RANK": "7"}, "cpu")
     assert (world.rank, world.size, world.local_rank, world.device) == (0, 1, 0, "cpu")

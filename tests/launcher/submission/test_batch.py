@@ -40,8 +40,9 @@ def options(text: str) -> dict[str, str]:
 
 
 def srun(text: str) -> list[str]:
-    (line,) = [line for line in text.splitlines() if line.startswith("srun ")]
-    assert text.rstrip().endswith(line), "its exit code is the job's"
+    lines = text.splitlines()
+    (line,) = [line for line in lines if line.startswith("srun ")]
+    assert lines[lines.index(line) + 1] == "code=$?" and lines[-1] == 'exit "$code"', "its exit code is the job's"
     return shlex.split(line)
 
 

@@ -162,6 +162,14 @@ def test_members_that_learn_the_same_are_run_once(repo, slurm, compose, capfd):
     assert "2 of 3 members learn the same as others: run once" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("word", "times"), [((), None), (("hydra.launcher.max_num_timeout=2",), 2)])
+def test_how_often_a_time_out_is_followed_by_a_requeue_is_in_the_plan(repo, slurm, compose, word, times):
+    dispatch(compose([*SLURM, *word]), slurm.env, repo)
+    (file,) = repo.glob("runs/*/submissions/*.jsonl")
+    limits = json.loads(file.read_text())["execution"]["requeue"]
+    assert limits == {"max_attempts": 1000, "max_without_progress": 5, "max_timeouts": times}
+
+
 def test_what_the_limit_keeps_out_stays_planned(repo, slurm, compose, capfd):
     slurm.set(max_submit=1)
     assert dispatch(compose(*grid()), slurm.env, repo) == ["100", None]

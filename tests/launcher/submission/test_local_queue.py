@@ -17,7 +17,9 @@ from launcher.runtime.sweepdir import SweepDir
 from launcher.submission import local_queue
 from launcher.submission.local_queue import run_all
 from launcher.submission.submit import Job, claim_folders
+from tests.conftest import REPOSITORY
 from tests.launcher.jobs import job, no_code
+from tests.launcher.runtime.ranks import toy_plan
 
 # Stands for the interpreter: is called as ``python -uP -m launcher.runtime.worker PLANS --element N``. What it does is
 # said by the plan: a word for each rank. It reports to the pipe ``ready`` once its handler stands.
@@ -32,6 +34,10 @@ do = plan["science"]["do"][rank]
 run = Path(plan["root"]) / plan["name"] / plan["run_id"]
 names = ("SUBMITIT_EXECUTOR", "SUBMITIT_LOCAL_JOB_ID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID",
          "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONPATH")
+with (run / f"starts.{rank}").open("a") as starts:
+    print(json.dumps([os.environ["SUBMITIT_LOCAL_JOB_ID"], os.environ["SEEMORE_LOCAL_RESTARTS"]]), file=starts)
+if do.endswith("-twice"):
+    do = do.removesuffix("-twice") if os.environ["SEEMORE_LOCAL_RESTARTS"] in ("0", "1") else "ok"
 (run / f"seen.{rank}").write_text(json.dumps({name: os.environ.get(name) for name in names} | {"pid": os.getpid()}))
 stopped = []
 def status(state, reason=""):
@@ -39,6 +45,8 @@ def status(state, reason=""):
     aside.write_text(json.dumps({"state": state, "reason": reason, "heartbeat": time.time()}))
     aside.replace(run / "status.json")
 def on_signal(number, frame):
+    if do == "kill-on-stop":
+        os.kill(os.getpid(), signal.SIGKILL)
     status("PREEMPTED", "stopped on request")
     sys.exit(75)
 def report():
@@ -47,7 +55,7 @@ def report():
 signal.signal(signal.SIGTERM, on_signal if do != "deaf" else lambda number, frame: report())
 print("out"); print("err", file=sys.stderr)
 root = Path(plan["root"])
-if do in ("wait", "deaf", "early"):
+if do in ("wait", "deaf", "early", "kill-on-stop"):
     if do == "early":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     else:
@@ -62,6 +70,10 @@ if do == "meet":  # until the other one is there too
 if do == "kill":
     status("RUNNING")
     os.kill(os.getpid(), signal.SIGKILL)
+if do == "stop-second":  # once the other one stands
+    while not (run / "status.json").exists():
+        time.sleep(0.01)
+    sys.exit(75)
 if do.startswith("code"):
     sys.exit(int(do[4:]))
 if do == "fail":
@@ -91,6 +103,7 @@ class Queue:
         queue = asked.pop("queue", {})
         made = job(self.root, number, queue, here=True, site=site, tasks_per_node=len(do), **asked)
         made.plan.science["do"] = list(do)
+        made.plan.execution["requeue"] = {"max_without_progress": 1}  # no second start
         return made
 
     def run(self, *jobs: Job, parallel: int | None = None, **env: str) -> dict[str, float]:
@@ -182,10 +195,12 @@ def test_a_rank_that_fails_ends_its_siblings_and_the_run_is_failed(queue, monkey
     ("do", "state", "reason"),
     [
         ("fail", "FAILED", "it went wrong"),
-        ("kill", "FAILED", "rank 0 ended by SIGKILL"),
+        ("kill", "FAILED", "1 attempt made no progress (last: a rank was killed (SIGKILL)); see logs"),
         ("code1", "FAILED", "rank 0: code 1"),
-        ("code70", "FAILED", "rank 0: code 70"),
-        ("code76", "PREEMPTED", "stopped on request"),
+        ("code3", "FAILED", "rank 0: code 3"),
+        ("code70", "FAILED", "1 attempt made no progress (last: exit code 70); see logs"),
+        ("code76", "FAILED", "1 attempt made no progress (last: asked to stop); see logs"),
+        ("code75", "PREEMPTED", "stopped on request"),
     ],
 )
 @pytest.mark.parametrize("before", [None, "PREEMPTED", "FAILED"])
@@ -196,8 +211,8 @@ def test_what_became_of_it_is_told_whatever_an_earlier_attempt_said(queue, do, s
         one.plan.rundir.write_status(state=before, reason="long ago", heartbeat=1.0, step=7)
     with pytest.raises(RunsNotDone) as caught:
         queue.run(one)
-    assert queue.state(one) == (state, reason if before or do != "code76" else "stopped before its first step")
-    assert caught.value.code == {"code70": 70, "code76": 76}.get(do, 1)
+    assert queue.state(one) == (state, reason if before or do != "code75" else "stopped before its first step")
+    assert caught.value.code == {"fail": 1, "code1": 1, "code75": 75}.get(do, 3)
 
 
 def test_the_worst_of_those_that_failed_is_the_commands_end(queue):
@@ -295,13 +310,51 @@ def test_what_this_machine_has_not_is_refused_before_anything_runs(queue, asked,
     assert not (good.plan.rundir.path / "seen.0").exists()
 
 
-def test_a_run_that_is_out_of_time_is_stopped_and_resumable(queue):
+def events(one: Job, kind: str) -> list[dict[str, Any]]:
+    return [event for event in one.plan.rundir.attempt_events() if event["event"] == kind]
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_run_that_is_out_of_time_is_stopped_and_started_again_as_often_as_it_may(queue, times):
     one = queue.job(0, "wait", time_min=1)
+    one.plan.execution["requeue"] = {"max_timeouts": times}
     object.__setattr__(one.resources.hardware, "time_min", 1e-9)
     with pytest.raises(RunsNotDone) as caught:
         queue.run(one)
     assert caught.value.code == 75
     assert queue.state(one)[0] == "PREEMPTED"
+    assert [event["reason"] for event in events(one, "requeue")] == ["out of time"] * times
+
+
+@pytest.mark.parametrize(("how", "cause"), [("kill", "a rank was killed (SIGKILL)"), ("code70", "exit code 70")])
+def test_a_run_that_broke_down_is_started_again_under_the_same_name(queue, how, cause):
+    one, other = queue.job(0, f"{how}-twice", "ok"), queue.job(1, "ok")
+    one.plan.execution["requeue"] = {"max_without_progress": 3}
+    queue.run(one, other, parallel=1)
+    assert queue.state(one)[0] == queue.state(other)[0] == "COMPLETED"
+    assert [event["reason"] for event in events(one, "requeue")] == [f"broke down: {cause}"] * 2
+    starts = [json.loads(line) for line in (one.plan.rundir.path / "starts.0").read_text().splitlines()]
+    assert [again for _, again in starts] == ["0", "1", "2"] and len({job for job, _ in starts}) == 1
+    assert {event["job_id"] for event in events(one, "requeue")} == {starts[0][0]}
+
+
+def test_ranks_that_outlive_one_that_has_stopped_are_ended(queue, monkeypatch):
+    monkeypatch.setattr(local_queue, "_LINGER_S", 0.0)
+    one = queue.job(0, "stop-second", "deaf")
+    with pytest.raises(RunsNotDone) as caught:
+        queue.run(one)
+    assert caught.value.code == 75
+    assert has_ended(queue.seen(one, 1)["pid"])
+
+
+def test_a_stop_is_never_followed_by_a_start(queue):
+    one = queue.job(0, "wait", "kill-on-stop")
+    one.plan.execution["requeue"] = {}
+    pid = queue.start(one, parallel=1)
+    queue.wait_ready(1)
+    os.kill(pid, signal.SIGINT)
+    assert end_of(pid) == 75
+    assert events(one, "requeue") == []
 
 
 def test_a_run_that_does_not_stop_in_time_is_killed(queue, monkeypatch):
@@ -312,7 +365,7 @@ def test_a_run_that_does_not_stop_in_time_is_killed(queue, monkeypatch):
     monkeypatch.setattr(local_queue._Running, "signal", _only_kill(local_queue._Running.signal))
     with pytest.raises(RunsNotDone):
         queue.run(one)
-    assert queue.state(one) == ("FAILED", "rank 0 ended by SIGKILL")
+    assert queue.state(one) == ("FAILED", "1 attempt made no progress (last: out of time); see logs")
 
 
 def _only_kill(send: Any) -> Any:
@@ -346,3 +399,25 @@ def test_a_python_that_is_not_there_is_named(queue):
     object.__setattr__(one.resources.site, "python", "/no/such/python -x")
     with pytest.raises(UserError, match=r"site\.python=/no/such/python -x: No such file"):
         queue.run(one)
+
+
+def test_a_rank_that_is_killed_has_its_run_go_on_from_the_last_checkpoint(tmp_path, own_signals):
+    """Real ranks that train, one of which is killed in its third step; as often as it may be tried."""
+    plan = toy_plan(tmp_path, end="kill")
+    plan.execution["requeue"] = {"max_attempts": 2}
+    asked = job(tmp_path, 0, here=True, tasks_per_node=2, cpus_per_task=1).resources
+    sweep = SweepDir(plan.rundir.path.parent)
+    one = Job(plan, asked, ())
+    claim_folders([one])
+    sweep.job_logs.mkdir()
+    code = f"{REPOSITORY}{os.pathsep}{REPOSITORY}/launcher/plugin"
+    with pytest.raises(RunsNotDone) as caught:
+        run_all(sweep, [one], no_code(sweep.path, tmp_path), 1, os.environ | {"PYTHONPATH": code}, sweep.job_logs)
+    assert caught.value.code == ExitCode.TRAINING_FAILED
+    first, second = events(one, "start")
+    assert second["incarnation"] == f"{first['incarnation']}.r1" and second["job_id"] == first["job_id"]
+    assert [event["reason"] for event in events(one, "requeue")] == [
+        "broke down: a rank was killed, or its node was lost"
+    ]
+    state, reason = plan.rundir.state(), (plan.rundir.read(plan.rundir.status) or {})["reason"]
+    assert state == "FAILED" and reason.startswith("requeue.max_attempts=2 attempts are used up (last: ")

@@ -19,6 +19,8 @@ class SlurmQueue(SlurmQueueConf):
     tasks_per_node: int | None = None
     nodes: int | None = None
     name: str | None = None
+    max_num_timeout: int | None = None
+    """How often a run that is out of time goes back into the queue; null: as often as it takes (``requeue``)."""
 
 
 @dataclass
