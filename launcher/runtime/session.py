@@ -38,8 +38,8 @@ from launcher.runtime.world import World
 log = logging.getLogger(__name__)
 
 _STATUS_EVERY_S = 1.0
-_HEARTBEAT_EVERY_S = 10.0
-"""The same where nothing is logged: data being decoded, a long validation."""
+_HEARTBEAT_EVERY_S = 4.0
+"""The same where nothing is logged: data being decoded, a long validation. See ``launcher.runtime.lease.FENCE_S``."""
 _PHASES = ("data", "forward")
 """Parts of a step in which no rank waits for another; a task logs their seconds as ``time/data``, ``time/forward``."""
 _MOST_FAILURES = 3
@@ -271,6 +271,7 @@ class Session:
         self._beat(where)
         if self.world.is_main and time.monotonic() - self._status_at >= every_s:
             self._status_at = time.monotonic()
+            self._saver.require_run()  # else the status is another attempt's
             self.write_status("RUNNING")
 
     def _begin_to_save(self, wishes: list[Wish]) -> None:
