@@ -134,7 +134,7 @@ def test_after_a_dead_holder_of_this_machine_there_is_no_wait(rundir, monkeypatc
     with holder(rundir, in_job(0)) as old:
         old.kill()
         old.wait()
-        monkeypatch.setattr(lease, "_wait_for_its_end", lambda left: pytest.fail("it waited"))
+        monkeypatch.setattr(lease, "_wait_for_its_end", lambda *_: pytest.fail("it waited"))
         monkeypatch.setattr(lease, "_moves", lambda rundir: pytest.fail("it waited"))
         with ExitStack() as stack:
             assert take(rundir, in_job(job="18"), StopFlag(), stack)(2).lost_to() is None
@@ -190,7 +190,7 @@ def test_a_holder_elsewhere_that_stands_still_is_followed(rundir, status):
 def test_a_requeued_start_goes_before_an_earlier_one_elsewhere_that_moves_and_gives_it_time_to_end(rundir, monkeypatch):
     elsewhere(rundir, job_id="17", restarts=0)
     waited = []
-    monkeypatch.setattr(lease, "_wait_for_its_end", waited.append)
+    monkeypatch.setattr(lease, "_wait_for_its_end", lambda left, stop: waited.append(left))
     with beating(rundir), ExitStack() as stack:
         take(rundir, in_job(1), StopFlag(), stack)(2)
     assert waited == [-1]
@@ -199,7 +199,7 @@ def test_a_requeued_start_goes_before_an_earlier_one_elsewhere_that_moves_and_gi
 def test_a_holder_elsewhere_that_said_that_it_ended_needs_no_wait(rundir, monkeypatch):
     elsewhere(rundir, attempt=3)
     rundir.add_attempt_event(event="end", attempt=3)
-    monkeypatch.setattr(lease, "_wait_for_its_end", lambda left: pytest.fail("it waited"))
+    monkeypatch.setattr(lease, "_wait_for_its_end", lambda *_: pytest.fail("it waited"))
     monkeypatch.setattr(lease, "_moves", lambda rundir: pytest.fail("it waited"))
     with ExitStack() as stack:
         assert take(rundir, in_job(), StopFlag(), stack)(4).lost_to() is None
