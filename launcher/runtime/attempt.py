@@ -206,12 +206,12 @@ class _Attempt:
         self._begun = True
         self._rundir.summary.unlink(missing_ok=True)  # an earlier attempt's, which failed
         if search is None:
-            self._event("start", step=None)
+            self._event("start", step=None, reason="", code=None)
             return
         restored = search.restored
-        values: dict[str, Any] = {"step": 0, "from": None}
+        values: dict[str, Any] = {"step": 0, "from": None, "reason": "", "code": None}
         if restored is not None:
-            values = {"step": restored.manifest.step, "from": restored.path.name}
+            values |= {"step": restored.manifest.step, "from": restored.path.name}
         if search.problems:
             values["passed_over"] = search.problems
         self._event("start", **values)
