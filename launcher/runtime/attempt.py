@@ -189,12 +189,12 @@ class _Attempt:
             return
         self._begin(None)
         step = self._session.step if self._session else 0
-        if self._error is not None and not lost:
-            self._write_failure(step)
+        failed = self._error is not None and not lost
+        summary = self._write_failure(step) if failed else {}
         self._event("end", step=step, reason=self._reason, code=int(self._code))
-        if self._session and self._error is not None and not lost:
+        if self._session and failed:
             try:
-                self._session.close_trackers({})
+                self._session.close_trackers(summary)
             except OSError as error:  # of what ended it all is said by now; on a full disk curves cannot be drawn
                 log.error("curves are not complete: %s", error)
 
@@ -216,15 +216,18 @@ class _Attempt:
             values["passed_over"] = search.problems
         self._event("start", **values)
 
-    def _write_failure(self, step: int) -> None:
+    def _write_failure(self, step: int) -> dict[str, Any]:
+        """Write status and summary; returns the summary, which is empty where it may yet go on."""
         stopped = self._code == ExitCode.STOPPED_NOT_SAVED
         state = "PREEMPTED" if stopped else "FAILED"
+        summary = {} if stopped else {"status": "FAILED", "step": step, "reason": self._reason}
         if self._session:
             self._session.write_status(state, self._reason)
         else:
             self._rundir.write_status(state=state, step=step, heartbeat=time.time(), reason=self._reason)
-        if not stopped:
-            write_json(self._rundir.summary, {"status": "FAILED", "step": step, "reason": self._reason})
+        if summary:
+            write_json(self._rundir.summary, summary)
+        return summary
 
     def _event(self, event: str, **values: Any) -> None:
         self._rundir.add_attempt_event(

@@ -91,11 +91,8 @@ class Run:
                 continue
             env = dict(word.partition(b"=")[::2] for word in words)
             # srun, too, is called with the worker's name, and the batch shell has a rank, but neither has a step
-            if (
-                b"launcher.runtime.worker" in program
-                and b"SLURM_STEP_ID" in env
-                and Path(program[0].decode()).name != "srun"
-            ) and env.get(b"SLURM_JOB_ID", b"").decode() == self.job:
+            of_a_step = b"SLURM_STEP_ID" in env and not program[0].endswith(b"srun")
+            if b"launcher.runtime.worker" in program and of_a_step and env[b"SLURM_JOB_ID"].decode() == self.job:
                 found[int(env[b"SLURM_PROCID"])] = process.pid
         return found
 
