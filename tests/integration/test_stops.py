@@ -78,7 +78,7 @@ def assert_saved_once_and_requeued_once(run: Run, reason: str) -> None:
     """The first attempt saved where its cadence said and where it stopped, and Slurm started it anew once."""
     run.wait(lambda: len(run.events("start")) == 2)
     (end,) = run.events("end")[:1]
-    steps = list(range(20, end["step"], 20)) + [end["step"]]
+    steps = [*range(20, end["step"], 20), end["step"]]
     assert (saved_steps(run), end["code"]) == (steps, 75), run.story()
     assert (run.events("start")[1]["step"], reasons(run)) == (end["step"], [reason]), run.story()
     assert show_job(run.lab.cluster, run.job).restarts == 1
@@ -214,7 +214,12 @@ def test_a_signal_while_a_save_is_written_leaves_that_save_and_the_last_one_whol
 
 def test_data_workers_that_get_the_signal_too_leave_stopping_to_their_rank(lab: Lab):
     task = ("task.target=vlm.task:train", "task.schema=vlm.config:TrainConfig", "data.workers=2")
-    often = ("trainer.max_steps=1500", "trainer.val_every=500", "trainer.log_samples=true", "checkpoint.every_steps=9999")
+    often = (
+        "trainer.max_steps=1500",
+        "trainer.val_every=500",
+        "trainer.log_samples=true",
+        "checkpoint.every_steps=9999",
+    )
     words = [*small(), "model=tiny", *task, *often]
     run = lab.run("workers", *words, KEEP)
     run.wait_for_step(100)

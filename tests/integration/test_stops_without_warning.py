@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,9 +80,12 @@ def test_a_save_that_is_cut_off_is_never_used_and_the_one_before_it_is(lab_witho
     run.order("hold", 41)
     run.wait(lambda: len(list(orders.glob("holding.*"))) == 2 and len(run.checkpoints()) == 2)
     run.order("slow_sync", 5)
-    preempt(lab.cluster, run.job)  # over for Slurm as soon as both signals have been sent
+    blocker = threading.Thread(target=preempt, args=(lab.cluster, run.job))
+    blocker.start()
+    run.wait(lambda: show_job(lab.cluster, run.job).state != "RUNNING")  # both signals have been sent
     (orders / "hold").unlink()
     run.wait(lambda: list(run.path.glob("checkpoints/.unfinished-*")))
+    blocker.join()
     run.wait(lambda: not run.tasks())
     (orders / "slow_sync").unlink()
     left = list(run.path.glob("checkpoints/.unfinished-*"))
