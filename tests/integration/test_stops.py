@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,8 +115,9 @@ def test_a_run_that_is_warned_of_its_time_limit_and_preempted_then_saves_once(la
     run.order("hold", 250)
     run.wait(lambda: show_job(lab.cluster, run.job).state == "RUNNING")
     beside = ("srun", f"--jobid={run.job}", "--overlap", "--nodes=1", "--ntasks=1", "--mem=0", "bash", "-c")
-    witness = threading.Thread(target=call, args=(lab, *beside, WITNESS, "witness", str(tmp_path)))
-    witness.start()
+    env = os.environ | {"SLURM_CONF": str(lab.cluster.slurm_conf)}
+    witness = subprocess.Popen([*beside, WITNESS, "witness", str(tmp_path)], env=env)
+    run.wait((tmp_path / "ready").exists)
     run.wait(lambda: len(list(run.path.parent.glob("orders/holding.*"))) == 2)
     run.wait((tmp_path / "USR2").exists)  # 15 to 45 s after its start
     blocker = threading.Thread(target=preempt, args=(lab.cluster, run.job))
@@ -126,7 +128,7 @@ def test_a_run_that_is_warned_of_its_time_limit_and_preempted_then_saves_once(la
     assert_saved_once_and_requeued_once(run, "preempted")
     assert_same(run, whole(lab, *TWO))
     assert redone(run) == 0
-    witness.join()
+    witness.wait(60)
 
 
 def test_a_requeue_by_an_admin_is_not_followed_by_one_of_ours(lab: Lab):

@@ -39,8 +39,8 @@ def lab_of(
 
 @pytest.fixture
 def lab_without_grace(lab_of: Callable[[Spec], Lab]) -> Lab:
-    """Of a preemption's warning and its SIGTERM one follows the other at once; SIGKILL comes 8 s later."""
-    return lab_of(Spec(nodes=2, grace_s=0, kill_wait_s=8))
+    """Of a preemption's warning and its SIGTERM one follows the other at once; SIGKILL comes 12 s later."""
+    return lab_of(Spec(nodes=2, grace_s=0, kill_wait_s=12))
 
 
 def reasons(run: Run) -> list[str]:
@@ -79,7 +79,7 @@ def test_a_save_that_is_cut_off_is_never_used_and_the_one_before_it_is(lab_witho
     orders = run.path.parent / "orders"
     run.order("hold", 41)
     run.wait(lambda: len(list(orders.glob("holding.*"))) == 2 and len(run.checkpoints()) == 2)
-    run.order("slow_sync", 5)
+    run.order("slow_sync", 2)  # the status of two steps takes 8 s then, a save 12 s: SIGKILL comes between
     blocker = threading.Thread(target=preempt, args=(lab.cluster, run.job))
     blocker.start()
     run.wait(lambda: show_job(lab.cluster, run.job).state != "RUNNING")  # both signals have been sent
