@@ -96,13 +96,15 @@ def test_a_run_that_is_out_of_time_again_and_again_goes_on_each_time(lab: Lab):
 
 
 def test_a_preempted_job_with_little_time_was_not_out_of_time_and_its_own_end_is_not_the_jobs(lab: Lab):
-    short = "hydra.launcher.timeout_min=5"
-    runs = [start(lab, "short", short), start(lab, "short-once", short, "hydra.launcher.max_num_timeout=0")]
+    place = "+hydra.launcher.additional_parameters.nodelist=n1"
+    short = ("hydra.launcher.timeout_min=5", place, "trainer.log_every=60")
+    runs = [start(lab, "short", *short), start(lab, "short-once", *short, "hydra.launcher.max_num_timeout=0")]
     for run in runs:
-        run.wait_for_step(30)
-        preempt(lab.cluster, run.job)
-        assert show_job(lab.cluster, run.job).restarts == 1 and reasons(run) == ["preempted"]
+        run.wait_for_step(10)
+    preempt(lab.cluster, runs[0].job)  # and with it all that runs beside it
     for run in runs:
+        run.wait(lambda run=run: show_job(lab.cluster, run.job).restarts == 1)
+        assert reasons(run) == ["preempted"]
         assert_same(run, whole(lab))
         assert redone(run) == 0 and len(run.events("start")) == 2
         assert wait_until(lambda run=run: slurms_record(run)[-1:] == ["COMPLETED"], 30)
