@@ -9,14 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.files import read_json_lines
 from launcher.runtime.sweepdir import SweepDir
+from sweeps.bench.disposable import cluster
 from sweeps.bench.report import say
 
 NAME = "submit"
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Print seconds of both, their ratio, the growth at four times as many members, and the calls of sbatch."""
     if args.members % 4:
         raise UserError(f"--members {args.members}: should be a multiple of four")
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder, _cluster(args.slurm_conf) as conf:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, cluster(args.slurm_conf) as conf:
         bench = _Bench(Path(folder), conf)
         ours, four_times, stock = [], [], []
         for index in range(max(args.rounds, args.stock_rounds)):
@@ -138,20 +137,3 @@ class _Bench:
 
 def _grid(members: int) -> list[str]:
     return [*_GROUPS, f"trainer.seed=range(0,{members // 4})", "hydra.launcher.partition=low", _HOLD]
-
-
-@contextmanager
-def _cluster(slurm_conf: str | None) -> Iterator[str]:
-    """``SLURM_CONF`` of the cluster that was named, or of a disposable one, gone afterwards."""
-    if slurm_conf:
-        yield slurm_conf
-        return
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        where = ["--dir", f"{folder}/c"]
-        up = subprocess.run(
-            [sys.executable, "-m", "slurm", "up", *where], stdout=subprocess.PIPE, text=True, check=True
-        )
-        try:
-            yield shlex.split(up.stdout)[1].partition("=")[2]
-        finally:
-            subprocess.run([sys.executable, "-m", "slurm", "down", *where], check=True)

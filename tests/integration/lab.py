@@ -18,8 +18,8 @@ from tests.integration.user import User
 TASK = (Path(__file__).parent / "exact_task.py").read_text()
 BASE = (
     "task.target=exact_task:train", "task.schema=exact_task:Config", "site=disposable", "site.slurm_conf=null",
-    "hardware.device=cpu", "tracker=tensorboard", "checkpoint.every_steps=20", "checkpoint.at_end=state", "optim.lr=1e-3",
-    "trainer.batch_size=8", "trainer.log_every=20",
+    "hardware.device=cpu", "tracker=tensorboard", "checkpoint.every_steps=20", "checkpoint.at_end=state",
+    "optim.lr=1e-3", "trainer.batch_size=8", "trainer.log_every=20",
 )  # fmt: skip
 """``trainer.log_every`` is the pace: milliseconds that a step takes longer."""
 ONE, TWO, FOUR = (), ("hardware.nodes=2",), ("hardware.nodes=2", "hardware.tasks_per_node=2")

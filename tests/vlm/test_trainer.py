@@ -228,7 +228,7 @@ def test_a_resumed_run_refuses_another_models_checkpoint(plan):
     run_job(first, {}, StopFlag())
     second.rundir.path.mkdir(parents=True)
     shutil.copytree(first.rundir.checkpoints, second.rundir.checkpoints)
-    with pytest.raises(UserError, match="belongs to another model: decoder"):
+    with pytest.raises(UserError, match="is not what its place says"):
         run_job(second, {}, StopFlag())
 
 

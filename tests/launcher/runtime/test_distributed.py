@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from launcher.runtime.distributed import (
     Agreement,
+    Channel,
     process_group,
     require_device,
     settle_buckets,
@@ -28,7 +29,7 @@ _RANK = """
 import json, os
 import torch
 import torch.distributed as dist
-from launcher.runtime.distributed import Agreement, process_group, start_sum_over_ranks, sum_over_ranks
+from launcher.runtime.distributed import Agreement, Channel, process_group, start_sum_over_ranks, sum_over_ranks
 from launcher.runtime.world import World
 
 world = World.from_env(os.environ, "cpu")
@@ -41,9 +42,12 @@ with process_group(world):
         "in place": values.tolist(),
     }
     for question, flag in (("none", False), ("only one", world.rank == 1), ("all", True)):
-        agreement = Agreement()
-        said[question] = [agreement.any_rank(flag), agreement.any_rank(False)]
+        agreement = Agreement([0.0, -1.0])
+        words = [float(flag), float(world.rank)]
+        said[question] = [agreement.largest(words), agreement.largest([0.0, 0.0])]
         agreement.close()
+    channel = Channel()
+    said["channel"] = [channel.from_main(f"of {world.rank}"), channel.from_all(f"of {world.rank}")]
     later = torch.tensor([1.0, 2.0]) * (world.rank + 1)
     start_sum_over_ranks(later).wait()
     said["later"] = later.tolist()
@@ -84,9 +88,16 @@ def test_a_sum_is_over_all_ranks_elementwise_and_in_place(two_ranks):
         assert said["in place"] == [4.5, 30.0]
 
 
-def test_one_rank_is_enough_for_all_to_say_yes_a_step_later(two_ranks):
+def test_all_hear_the_largest_of_each_word_a_call_later(two_ranks):
     for said in two_ranks:
-        assert (said["none"], said["only one"], said["all"]) == ([False, False], [False, True], [False, True])
+        first = [0.0, -1.0]
+        assert said["none"] == [first, [0.0, 1.0]]
+        assert said["only one"] == said["all"] == [first, [1.0, 1.0]]
+
+
+def test_a_channel_carries_messages_from_the_first_and_from_all(two_ranks):
+    for said in two_ranks:
+        assert said["channel"] == ["of 0", ["of 0", "of 1"]]
 
 
 def test_a_sum_begun_early_is_there_after_the_wait(two_ranks):
@@ -99,9 +110,10 @@ def test_a_world_of_one_needs_no_group():
         values = torch.tensor([1.0, 2.0])
         assert sum_over_ranks(values) is values
         assert values.tolist() == [1.0, 2.0]
-        agreement = Agreement()
-        assert (agreement.any_rank(True), agreement.any_rank(False)) == (True, False)
+        agreement, channel = Agreement([0.0, 0.0]), Channel()
+        assert (agreement.largest([1.0, 0.5]), agreement.largest([0.0, 0.0])) == ([1.0, 0.5], [0.0, 0.0])
         agreement.close()
+        assert (channel.from_main("a"), channel.from_all("a")) == ("a", ["a"])
         assert start_sum_over_ranks(values) is None
 
 

@@ -122,12 +122,18 @@ def test_the_save_under_way_is_finished_when_the_task_breaks_down(make_plan, run
         real_record(*args)
         told.set()
 
+    def ended(self):
+        at_end.extend(path.name for path in plan.rundir.list_checkpoints("step"))
+        real_ended(self)
+
+    at_end, real_ended = [], attempt._Attempt.ended
     plan = make_plan(end="crash", at=5, every_steps=4, best=False)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(os, "fsync", sync)
         patch.setattr(attempt, "record_failure", record)
+        patch.setattr(attempt._Attempt, "ended", ended)
         run(plan)
-    assert [path.name for path in plan.rundir.list_checkpoints("step")] == ["step-000000000004.a0001"]
+    assert at_end == ["step-000000000004.a0001"]
 
 
 def test_where_all_checkpoints_are_damaged_it_refuses_and_starts_over_only_when_told_to(make_plan, run, uninterrupted):

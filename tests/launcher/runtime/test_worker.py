@@ -57,7 +57,7 @@ def test_ranks_on_two_nodes_of_an_array_element_and_two_jobs_at_once(tmp_path):
     assert len(ports) == 2
 
 
-@pytest.mark.parametrize(("end", "codes"), [("raise", [70, 70]), ("kill", [3, -signal.SIGKILL])])
+@pytest.mark.parametrize(("end", "codes"), [("raise", [70, 70]), ("kill", [76, -signal.SIGKILL])])
 def test_a_rank_that_fails_ends_the_others_in_seconds(tmp_path, end, codes):
     plan = toy_plan(tmp_path, end=end, steps=1000)
     workers = [start(write_plans(tmp_path, plan), queue_env(rank, 2)) for rank in range(2)]
@@ -65,7 +65,8 @@ def test_a_rank_that_fails_ends_the_others_in_seconds(tmp_path, end, codes):
     assert [code for code, _, _ in found] == codes
     status = json.loads(plan.rundir.status.read_text())
     first = first_failure(plan.rundir, "q1")
-    assert status["state"] == "FAILED" and "bug" not in found[0][2]
+    # A rank that was killed is nobody's mistake: whoever watches over the job starts it again.
+    assert status["state"] == ("FAILED" if end == "raise" else "PREEMPTED") and "bug" not in found[0][2]
     if end == "raise":
         assert (first["rank"], first["kind"], first["message"], first["code"]) == (1, "ZeroDivisionError", "oh", 70)
         assert "failed first: ZeroDivisionError: oh" in status["reason"] and "rank 1" in found[0][2]

@@ -1,0 +1,27 @@
+"""A cluster for the benchmarks that need one."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def cluster(slurm_conf: str | None) -> Iterator[str]:
+    """``SLURM_CONF`` of the cluster that was named, or of a disposable one, gone afterwards."""
+    if slurm_conf:
+        yield slurm_conf
+        return
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        where = ["--dir", f"{folder}/c"]
+        up = subprocess.run(
+            [sys.executable, "-m", "slurm", "up", *where], stdout=subprocess.PIPE, text=True, check=True
+        )
+        try:
+            yield shlex.split(up.stdout)[1].partition("=")[2]
+        finally:
+            subprocess.run([sys.executable, "-m", "slurm", "down", *where], check=True)
