@@ -219,8 +219,8 @@ def test_a_signal_while_a_save_is_written_leaves_that_save_and_the_last_one_whol
 def test_data_workers_that_get_the_signal_too_leave_stopping_to_their_rank(lab: Lab):
     task = ("task.target=vlm.task:train", "task.schema=vlm.config:TrainConfig", "data.workers=2")
     often = (
-        "trainer.max_steps=1500",
-        "trainer.val_every=500",
+        "trainer.max_steps=500",
+        "trainer.val_every=250",
         "trainer.log_samples=true",
         "checkpoint.every_steps=9999",
     )
