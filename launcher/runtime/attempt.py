@@ -214,13 +214,14 @@ class _Attempt:
     def _write_failure(self, step: int) -> None:
         stopped = self._code == ExitCode.STOPPED_NOT_SAVED
         state = "PREEMPTED" if stopped else "FAILED"
+        summary = {} if stopped else {"status": "FAILED", "step": step, "reason": self._reason}
         if self._session:
             self._session.write_status(state, self._reason)
-            self._session.close_trackers({})
+            self._session.close_trackers(summary)
         else:
             self._rundir.write_status(state=state, step=step, heartbeat=time.time(), reason=self._reason)
-        if not stopped:
-            write_json(self._rundir.summary, {"status": "FAILED", "step": step, "reason": self._reason})
+        if summary:
+            write_json(self._rundir.summary, summary)
 
     def _event(self, event: str, **values: Any) -> None:
         self._rundir.add_attempt_event(

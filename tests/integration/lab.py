@@ -84,7 +84,7 @@ class Run:
                     words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
                 except OSError:
                     continue
-                if b"launcher.runtime.worker" in words:
+                if b"launcher.runtime.worker" in words and b"python" in words[0]:  # not srun, which names it too
                     found.append(process)
         return found
 
