@@ -14,7 +14,7 @@ from typing import Any
 
 from launcher.manage.states import RunState
 from slurm.faults import show_job
-from slurm.processes import wait_until
+from slurm.processes import Process, wait_until
 from tests.integration.user import User
 
 TASK = (Path(__file__).parent / "exact_task.py").read_text()
@@ -78,22 +78,30 @@ class Run:
         told = attempts.read_text() if attempts.exists() else ""
         return "\n".join([str(self.read("status.json")), told, *logs])
 
-    def ranks(self) -> dict[int, int]:
-        """Process id of each of its ranks that lives, of whatever attempt."""
-        found = {}
+    def tasks(self) -> list[Process]:
+        """Its ranks that live, of whatever attempt, and the data workers of them; oldest first."""
+        found = []
         for process in self.lab.cluster.processes():
             if process.kind != "task":
                 continue
             try:
                 program = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
-                words = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            env = dict(word.partition(b"=")[::2] for word in words)
+            env = environment(process.pid)
             # srun, too, is called with the worker's name, and the batch shell has a rank, but neither has a step
             of_a_step = b"SLURM_STEP_ID" in env and not program[0].endswith(b"srun")
             if b"launcher.runtime.worker" in program and of_a_step and env[b"SLURM_JOB_ID"].decode() == self.job:
-                found[int(env[b"SLURM_PROCID"])] = process.pid
+                found.append(process)
+        return sorted(found, key=lambda process: process.started)
+
+    def ranks(self) -> dict[int, int]:
+        """Process id of each of its ranks that lives, of whatever attempt."""
+        found: dict[int, int] = {}
+        for process in self.tasks():
+            rank = environment(process.pid).get(b"SLURM_PROCID")
+            if rank is not None:
+                found.setdefault(int(rank), process.pid)  # its workers came later
         return found
 
     def kill(self, rank: int, number: int) -> None:
@@ -187,6 +195,15 @@ class Lab(User):
         if overrides not in self.whole:
             self.whole[overrides] = self.run(f"whole-{len(self.whole)}", *overrides)
         return self.whole[overrides]
+
+
+def environment(pid: int) -> dict[bytes, bytes]:
+    """Of a process; empty where it is gone."""
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    return dict(word.partition(b"=")[::2] for word in words)
 
 
 def give_order(sweep: Path, name: str, value: float) -> None:
