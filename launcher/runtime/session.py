@@ -42,6 +42,8 @@ _HEARTBEAT_EVERY_S = 4.0
 """The same where nothing is logged: data being decoded, a long validation. See ``launcher.runtime.lease.FENCE_S``."""
 _PHASES = ("data", "forward")
 """Parts of a step in which no rank waits for another; a task logs their seconds as ``time/data``, ``time/forward``."""
+_SHORT_WAIT_S = 0.05
+"""How long the loop waits for a save that is late: a quick one then never costs a kill more than the interval."""
 _MOST_FAILURES = 3
 """Saves in a row that may fail before the run gives up: to train on would only lose more."""
 
@@ -91,6 +93,7 @@ class Session:
         self._stateful: list[str] = []
         self._status_at = float("-inf")
         self._stall_s: float | None = None
+        self._waited_for: int | None = None
 
     def expect(self, total_steps: int) -> None:
         """Say how long the run is, for the progress bar and the time left."""
@@ -185,6 +188,7 @@ class Session:
         if not self.world.is_main:
             self._beat(f"after step {step}")
             return
+        self._let_commit(step)
         if self._trackers is None:  # not before: only now is it known after which step the curves go on
             # A task that logs the restored step has something left to say of it: then it alone says it.
             self._trackers = self._open_trackers(min(self._begun_at, step - 1))
@@ -265,6 +269,14 @@ class Session:
     def save_problem(self) -> str:
         """Why the last save failed; empty: it did not."""
         return self._saver.error if self._saver.failures else ""
+
+    def _let_commit(self, step: int) -> None:
+        """Before ``step`` is told anywhere: should more than an interval be lost with it, give the save a moment."""
+        every, saver = self._settings.every_steps, self._saver
+        is_late = every is not None and step - (saver.committed or 0) > every
+        if is_late and saver.requested not in (None, self._waited_for):
+            self._waited_for = saver.requested
+            saver.wait(_SHORT_WAIT_S)
 
     def _alive(self, where: str, every_s: float) -> None:
         """A sign of life: to the watchdog, and at most each ``every_s`` seconds to whoever reads the status."""

@@ -37,7 +37,7 @@ def test_a_completed_run_leaves_all_that_it_promises(make_plan, run):
     assert list(rundir.tensorboard.glob("events.out.tfevents.*"))
     assert Plan.read(rundir) == plan
     assert (status(plan)["state"], status(plan)["step"]) == ("COMPLETED", STEPS)
-    assert events(plan) == [("start", 1, None, None), ("end", 1, 0, "COMPLETED")]
+    assert events(plan) == [("start", 1, None, ""), ("end", 1, 0, "COMPLETED")]
     assert [step for step, _ in losses(plan)] == list(range(1, STEPS + 1))
     assert [step for step, _ in board_losses(plan)] == list(range(1, STEPS + 1))
 
