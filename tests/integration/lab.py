@@ -75,30 +75,22 @@ class Run:
         told = attempts.read_text() if attempts.exists() else ""
         return "\n".join([str(self.read("status.json")), told, *logs])
 
-    def tasks(self) -> list[Process]:
-        """Processes of its ranks that live, Python ones only."""
-        found = []
-        for process in self.lab.cluster.processes():
-            if process.kind == "task":
-                try:
-                    words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
-                except OSError:
-                    continue
-                if b"launcher.runtime.worker" in words:
-                    found.append(process)
-        return found
-
     def ranks(self) -> dict[int, int]:
-        """Process id of each rank that lives."""
+        """Process id of each of its ranks that lives, of whatever attempt."""
         found = {}
-        for process in self.tasks():
+        for process in self.lab.cluster.processes():
+            if process.kind != "task":
+                continue
             try:
-                env = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+                program = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
+                words = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            rank = next((word for word in env if word.startswith(b"SLURM_PROCID=")), None)
-            if rank is not None:
-                found[int(rank.partition(b"=")[2])] = process.pid
+            env = dict(word.partition(b"=")[::2] for word in words)
+            # srun, too, is called with the worker's name, and the batch shell has a rank, but neither has a step
+            if b"launcher.runtime.worker" in program and b"SLURM_STEP_ID" in env and Path(program[0].decode()).name != "srun":
+                if env.get(b"SLURM_JOB_ID", b"").decode() == self.job:
+                    found[int(env[b"SLURM_PROCID"])] = process.pid
         return found
 
     def kill(self, rank: int, number: int) -> None:
