@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,7 @@ from slurm.cluster import Cluster
 from slurm.faults import fail_node, restore_node, show_job
 from slurm.processes import wait_until
 from tests.integration.conftest import client_of
-from tests.integration.lab import ONE, TWO, Lab, Run, assert_same, redone
+from tests.integration.lab import ONE, TWO, Lab, Run, assert_same, redone, samples
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("slurm_installed")]
 
@@ -50,6 +52,16 @@ def wait_for_attempt(run: Run, attempt: int, seconds: float = 120) -> None:
     run.wait(lambda: len(run.events("start")) >= attempt, seconds)
 
 
+def programs_on(lab: Lab, node: str) -> list[bytes]:
+    """Command line of each process that a job has left on ``node``."""
+    found = []
+    for process in lab.cluster.processes():
+        if (process.kind, process.node) == ("task", node):
+            with suppress(OSError):  # it ended meanwhile
+                found.append(Path(f"/proc/{process.pid}/cmdline").read_bytes())
+    return found
+
+
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_a_run_whose_node_fails_goes_on_on_others(lab: Lab, which: str):
     # On the first node the batch script runs, too, which cannot requeue the job then: Slurm does.
@@ -59,7 +71,7 @@ def test_a_run_whose_node_fails_goes_on_on_others(lab: Lab, which: str):
     failed = {"first": min, "second": max}[which](nodes_of(run, 1))
     fail_node(lab.cluster, failed)
     run.wait(lambda: not run.ranks())
-    reached = len({step for step, _ in _steps_logged(run)})
+    reached = max(step for step, _ in samples(run))
     wait_for_attempt(run, 2)
     assert failed not in nodes_of(run, 2)
     assert reached - resumed_at(run) <= EVERY + _in_flight(run)
@@ -83,7 +95,7 @@ def test_ranks_that_live_on_where_slurm_gave_their_node_up_are_fenced_off_and_th
     before = run.step
     run.wait(lambda: show_job(lab.cluster, run.job).restarts == 1)
     assert run.ranks() == {0: old}, "Slurm has requeued the job, and its old rank lives on"
-    run.wait(lambda: look(), 120)
+    run.wait(look, 120)
     begun_at = resumed_at(run)
     assert begun_at > before, "it trained on until another attempt took the run over"
     assert old not in run.ranks().values(), "it ended by itself: its node is not there to end it"
@@ -93,11 +105,10 @@ def test_ranks_that_live_on_where_slurm_gave_their_node_up_are_fenced_off_and_th
     assert "has taken the run over" in (run.path / "logs" / "rank0.log").read_text()
     assert lost not in nodes_of(run, 2)
 
+    run.wait(lambda: b"sleep\x0060\0" in programs_on(lab, lost))  # its shell has asked what to do, and leaves it
+    run.wait_for_step(begun_at + 5, attempt=2)
     restore_node(lab.cluster, lost)
-    while run.state == "RUNNING":
-        look()
-        run.wait(lambda: look() and (run.step >= 420 or run.state != "RUNNING"))
-        break
+    run.wait(lambda: look() and run.state != "RUNNING")
     assert_same(run, whole)
     look()
     of_the_old = [step for kind, step, attempt in map(checkpoint_of, seen) if attempt == 1]
@@ -111,10 +122,10 @@ def test_a_controller_that_is_gone_when_the_job_is_to_be_requeued_is_waited_for(
     wish = (*ONE, "trainer.max_steps=100")
     run, whole = lab.run("no-controller", *wish), lab.uninterrupted(*wish)
     run.wait_for_step(30)
-    controllers = [p.pid for p in lab.cluster.processes() if p.kind in ("slurmctld", "slurmscriptd")]
+    controllers = [p for p in lab.cluster.processes() if p.kind in ("slurmctld", "slurmscriptd")]
     assert controllers
-    for pid in controllers:
-        os.kill(pid, signal.SIGKILL)
+    for process in controllers:
+        os.kill(process.pid, signal.SIGKILL)
     run.kill(0, signal.SIGKILL)
     (log,) = (run.path.parent / "jobs").glob("*.err")
     run.wait(lambda: "trying again in 5 s" in log.read_text())
@@ -123,12 +134,6 @@ def test_a_controller_that_is_gone_when_the_job_is_to_be_requeued_is_waited_for(
     assert_same(run, whole)
     assert [event["reason"] for event in run.events("requeue")] == ["broke down: a rank was killed (SIGKILL)"]
     assert redone(run) <= EVERY and show_job(lab.cluster, run.job).restarts == 1
-
-
-def _steps_logged(run: Run) -> list[tuple[int, int]]:
-    from tests.integration.lab import samples
-
-    return list(samples(run))
 
 
 def _in_flight(run: Run) -> int:
