@@ -105,6 +105,13 @@ def test_why_it_ended(line, code, cause):
     assert classify(words(line), code, "oh", NOW, 90) == cause
 
 
+def test_a_shell_that_lives_on_while_slurm_runs_the_job_anew_leaves_it_alone():
+    # Its node was lost and given up: the job it would requeue is the one that goes on elsewhere.
+    line = words(shown()) | {"Restarts": "2"}
+    assert [classify(line, code, "oh", NOW, 90, restarts=1) for code in (75, 76, 137)] == [None] * 3
+    assert classify(line, 137, "oh", NOW, 90, restarts=2) == "broke down: oh"
+
+
 @dataclass
 class Door:
     """A run, its sweep, a recorded Slurm, and what the batch script calls."""
