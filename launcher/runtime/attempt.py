@@ -134,7 +134,12 @@ class _Attempt:
         )
 
     def _lost(self, message: str) -> None:
-        end_now(ExitCode.STOPPED_NOT_SAVED, lambda: self.failed(Superseded(message)), self.ended)
+        end_now(
+            ExitCode.STOPPED_NOT_SAVED,
+            lambda: log.error("%s", message),
+            lambda: self.failed(Superseded(message)),
+            self.ended,
+        )
 
     def _open_session(self, meter: Meter, search: Search, beat: Callable[[str], None]) -> Session:
         from launcher.runtime.checkpoint.saver import Author, Saver
