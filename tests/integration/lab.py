@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.manage.states import RunState
-from slurm.processes import Process, wait_until
+from slurm.processes import wait_until
 from tests.integration.user import User
 
 TASK = (Path(__file__).parent / "exact_task.py").read_text()
@@ -88,9 +88,9 @@ class Run:
                 continue
             env = dict(word.partition(b"=")[::2] for word in words)
             # srun, too, is called with the worker's name, and the batch shell has a rank, but neither has a step
-            if b"launcher.runtime.worker" in program and b"SLURM_STEP_ID" in env and Path(program[0].decode()).name != "srun":
-                if env.get(b"SLURM_JOB_ID", b"").decode() == self.job:
-                    found[int(env[b"SLURM_PROCID"])] = process.pid
+            of_a_step = b"SLURM_STEP_ID" in env and not program[0].endswith(b"srun")
+            if b"launcher.runtime.worker" in program and of_a_step and env[b"SLURM_JOB_ID"].decode() == self.job:
+                found[int(env[b"SLURM_PROCID"])] = process.pid
         return found
 
     def kill(self, rank: int, number: int) -> None:
