@@ -57,11 +57,12 @@ def trained(run: Run) -> int:
 
 def test_a_random_rank_is_killed_at_a_random_step_five_times(lab: Lab):
     wish = (*FOUR, "trainer.max_steps=260")
-    run, whole = lab.run("killed", *wish), lab.uninterrupted(*wish)
+    run = lab.run("killed", *wish)
     drawn = random.Random(18)
     for attempt, step in enumerate(sorted(drawn.sample(range(10, 250), 5)), start=1):
         run.order("rank", drawn.randrange(4))
         run.order("die", step)
+        whole = lab.uninterrupted(*wish)
         wait_for_attempt(run, attempt)
         run.wait(lambda: not (run.path.parent / "orders" / "die").exists())
         run.wait(lambda: not run.ranks(), 30)  # all of them: none hangs, waiting for the one that is gone
@@ -108,9 +109,10 @@ def test_preempted_as_soon_as_it_runs_it_gets_on_until_its_attempts_are_used_up(
 
 def test_a_bug_that_comes_again_ends_the_run_after_the_third_attempt_without_progress(lab: Lab):
     wish = (*ONE, "trainer.max_steps=100")
-    run, whole = lab.run("bug", *wish, "requeue.max_without_progress=3"), lab.uninterrupted(*wish)
+    run = lab.run("bug", *wish, "requeue.max_without_progress=3")
     run.order("often", 1)
     run.order("raise", 30)
+    whole = lab.uninterrupted(*wish)
     run.wait_for("FAILED", seconds=180)
     assert begun_at(run) == [0, 20, 20, 20] and len(reasons(run)) == 3
     assert all("ordered to break down in step 30" in reason for reason in reasons(run))
@@ -136,9 +138,10 @@ def assert_given_up(run: Run, *reason: str) -> None:
 
 def test_a_rank_that_hangs_is_found_by_the_one_that_waits_for_it(lab: Lab):
     wish = (*TWO, "trainer.max_steps=120")
-    run, whole = lab.run("frozen", *wish, "watchdog.timeout_s=12"), lab.uninterrupted(*wish)
+    run = lab.run("frozen", *wish, "watchdog.timeout_s=12")
     run.order("rank", 1)
     run.order("freeze", 45)
+    whole = lab.uninterrupted(*wish)
     run.wait(lambda: run.ranks().get(1))
     frozen = run.ranks()[1]
     run.wait_for("REQUEUED")
@@ -158,8 +161,9 @@ def test_a_rank_that_hangs_is_found_by_the_one_that_waits_for_it(lab: Lab):
 
 def test_a_second_launch_of_a_run_that_trains_is_refused_and_harms_nothing(lab: Lab):
     wish = (*TWO, "trainer.max_steps=200")
-    run, whole = lab.run("twice", *wish), lab.uninterrupted(*wish)
+    run = lab.run("twice", *wish)
     run.order("hold", 60)
+    whole = lab.uninterrupted(*wish)
     run.wait(lambda: (run.path.parent / "orders" / "holding.0").exists())
     (start,) = run.events("start")
     here = lab.type("launcher.run", *BASE, *wish[len(TWO) :], "launch.name=twice")
