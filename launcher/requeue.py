@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
-from launcher.runtime.failures import first_failure
+from launcher.runtime.failures import Hung, first_failure
 from launcher.runtime.place import job_id, number
 from launcher.runtime.plan import Plan
 from launcher.runtime.progress import began_since_requeue, requeues, starts, without_progress
@@ -162,7 +162,8 @@ def what_broke(rundir: RunDir, job: str, code: int, restarts: int) -> tuple[int,
     if first.get("after_another"):
         return max(code, ExitCode.BUG), words if code > 128 else "a rank was killed, or its node was lost"
     said = f"rank {first.get('rank')} on {first.get('host')}: {first.get('kind')}: {first.get('message')}"
-    return int(first.get("code") or code), " ".join(said.split())
+    broke = first.get("kind") == Hung.__name__  # it ended as what is stopped does, and nobody had asked it to
+    return ExitCode.BUG if broke else int(first.get("code") or code), " ".join(said.split())
 
 
 def judge(rundir: RunDir, job: str, code: int, cause: str, limits: RequeueSettings, restarts: int) -> Decision:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.runtime.console import Meter
 from launcher.runtime.errors import ExitCode, UserError
-from launcher.runtime.failures import PeerLost, record_failure, told
+from launcher.runtime.failures import Hung, PeerLost, record_failure, told
 from launcher.runtime.files import write_json
 from launcher.runtime.hang_report import dump_flight_record, dump_stacks, end_now
 from launcher.runtime.lease import CHECK_S, Lease, Superseded
@@ -74,12 +74,6 @@ def run_attempt(
         raise meant from error
     finally:
         now.ended()
-
-
-class Hung(UserError):
-    """This rank made no progress for too long; it may do so when it is started again."""
-
-    code = ExitCode.STOPPED_NOT_SAVED
 
 
 class _Attempt:

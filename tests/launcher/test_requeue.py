@@ -197,6 +197,19 @@ def test_what_its_user_must_mend_is_left_alone(door, code):
     assert door.slurm.calls == [] and door.status[0] == "RUNNING"
 
 
+def test_a_rank_that_hung_broke_down_though_it_ends_as_one_that_was_stopped(door):
+    door.started(failed="made no progress for 900 s", kind="Hung", code=76)
+    assert door(76).returncode == 0
+    assert door.reasons == ["broke down: rank 1 on n2: Hung: made no progress for 900 s"]
+
+
+def test_where_slurm_runs_a_later_start_of_the_job_all_is_left_to_that(door):
+    door.started(5)
+    door.slurm.says("scontrol", shown().replace("Restarts=0", "Restarts=1"))
+    assert door(76).returncode == 0
+    assert (door.asked, door.reasons, door.status[0]) == ([], [], "RUNNING")
+
+
 def test_the_rank_that_failed_first_decides_not_the_highest_code(door):
     door.started(failed="no such file", code=1)
     assert door(76).returncode == 1 and door.asked == []
