@@ -113,7 +113,7 @@ def test_a_bug_that_comes_again_ends_the_run_after_the_third_attempt_without_pro
     run.order("often", 1)
     run.order("raise", 30)
     whole = lab.uninterrupted(*wish)
-    run.wait_for("FAILED", seconds=180)
+    run.wait(lambda: show_job(lab.cluster, run.job).state == "FAILED", 240)
     assert begun_at(run) == [0, 20, 20, 20] and len(reasons(run)) == 3
     assert all("ordered to break down in step 30" in reason for reason in reasons(run))
     assert_given_up(run, "3 attempts in a row made no progress (last: rank 0 on ", "ordered to break down in step 30")
