@@ -103,6 +103,7 @@ def test_preempted_as_soon_as_it_runs_it_gets_on_until_its_attempts_are_used_up(
 
     resumed = lab.type("launcher", "resume", str(run.path))
     assert resumed.returncode == 0, resumed.stderr
+    run.wait_for("COMPLETED")
     assert_same(run, lab.uninterrupted(*wish))
     assert begun_at(run)[4:] == steps[4:] and redone(run) == 0
 
@@ -121,6 +122,7 @@ def test_a_bug_that_comes_again_ends_the_run_after_the_third_attempt_without_pro
     (run.path.parent / "orders" / "raise").unlink()
     done = lab.type("launcher.run", "hydra/launcher=submitit_slurm", *BASE, *wish, "launch.name=bug")
     assert done.returncode == 0, done.stderr
+    run.wait_for("COMPLETED")
     assert_same(run, whole)
     assert begun_at(run) == [0, 20, 20, 20, 20]
 
