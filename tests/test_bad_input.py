@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from launcher.runtime.checkpoint.reading import load
 from launcher.runtime.sweepdir import SweepDir
 from tests.conftest import SMALL, picture, small, type_here, write_csv
 from tests.launcher.fake_slurm import FakeSlurm
@@ -246,7 +247,7 @@ def test_a_pickle_bomb_as_checkpoint_is_refused_and_does_nothing(command, tmp_pa
 
 
 def test_a_checkpoint_of_another_model_is_named(command, tmp_path, trained):
-    content = torch.load(trained / "checkpoints/step-000000000006.a0001/state.pt", weights_only=True)
+    content = load(trained / "checkpoints/step-000000000006.a0001")
     content["model"]["decoder.norm.weight"] = torch.ones(99)
     torch.save(content, tmp_path / "other.pt")
     done = command("-m", "vlm", "evaluate", str(trained), "--checkpoint", "other.pt")

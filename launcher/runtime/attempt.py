@@ -200,12 +200,12 @@ class _Attempt:
         self._begun = True
         self._rundir.summary.unlink(missing_ok=True)  # an earlier attempt's, which failed
         if search is None:
-            self._event("start", step=None)
+            self._event("start", step=None, reason="", code=None)
             return
         restored = search.restored
-        values: dict[str, Any] = {"step": 0, "from": None}
+        values: dict[str, Any] = {"step": 0, "from": None, "reason": "", "code": None}
         if restored is not None:
-            values = {"step": restored.manifest.step, "from": restored.path.name}
+            values |= {"step": restored.manifest.step, "from": restored.path.name}
         if search.problems:
             values["passed_over"] = search.problems
         self._event("start", **values)
@@ -213,13 +213,14 @@ class _Attempt:
     def _write_failure(self, step: int) -> None:
         stopped = self._code == ExitCode.STOPPED_NOT_SAVED
         state = "PREEMPTED" if stopped else "FAILED"
+        summary = {} if stopped else {"status": "FAILED", "step": step, "reason": self._reason}
         if self._session:
             self._session.write_status(state, self._reason)
-            self._session.close_trackers({})
+            self._session.close_trackers(summary)
         else:
             self._rundir.write_status(state=state, step=step, heartbeat=time.time(), reason=self._reason)
-        if not stopped:
-            write_json(self._rundir.summary, {"status": "FAILED", "step": step, "reason": self._reason})
+        if summary:
+            write_json(self._rundir.summary, summary)
 
     def _event(self, event: str, **values: Any) -> None:
         self._rundir.add_attempt_event(

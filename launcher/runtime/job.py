@@ -51,7 +51,7 @@ def run_job(plan: Plan, env: MutableMapping[str, str], stop: StopFlag, *, visibl
     with ExitStack() as stack:
         lease: Lease | None = None
         if world.is_main:
-            meeting, lease = _decide(plan, world, interface, stack)
+            meeting, lease = _decide(plan, world, interface, stop, stack)
         else:
             meeting = attend(world, plan.rundir, stop)
         if meeting.verdict.code == ExitCode.DONE:
@@ -97,10 +97,12 @@ def _world(plan: Plan, env: MutableMapping[str, str]) -> World:
     return world
 
 
-def _decide(plan: Plan, world: World, interface: str | None, stack: ExitStack) -> tuple[Meeting, Lease | None]:
+def _decide(
+    plan: Plan, world: World, interface: str | None, stop: StopFlag, stack: ExitStack
+) -> tuple[Meeting, Lease | None]:
     """Rank 0: hold the run until ``stack`` ends, number the attempt, and tell the others, a refusal too."""
     try:
-        verdict, lease = _verdict(plan, world, stack)
+        verdict, lease = _verdict(plan, world, stop, stack)
         return announce(world, plan.rundir, verdict, interface), lease
     except BaseException as error:
         code = getattr(error, "code", ExitCode.BUG)
@@ -134,13 +136,13 @@ def _require_attempts_left(plan: Plan, world: World) -> None:
     raise TrainingFailed(reason)
 
 
-def _verdict(plan: Plan, world: World, stack: ExitStack) -> tuple[Verdict, Lease | None]:
+def _verdict(plan: Plan, world: World, stop: StopFlag, stack: ExitStack) -> tuple[Verdict, Lease | None]:
     rundir = plan.rundir
     try:
         if world.size > 1:
             forget(world, rundir)
         rundir.path.mkdir(parents=True, exist_ok=True)
-        take_lease = take(rundir, world, stack)
+        take_lease = take(rundir, world, stop, stack)
         claim(plan)
         if rundir.state() == "COMPLETED":
             return _COMPLETED, None

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.runtime.errors import ExitCode, UserError
+from launcher.runtime.errors import ExitCode, Stopped, UserError
 from launcher.runtime.files import write_json
 from launcher.runtime.rundir import RunDir
+from launcher.runtime.signals import StopFlag
 from launcher.runtime.world import World
 
 CHECK_S = 2.0
@@ -59,13 +60,14 @@ class Lease:
             raise Superseded(other)
 
 
-def take(rundir: RunDir, world: World, stack: ExitStack) -> Callable[[int], Lease]:
+def take(rundir: RunDir, world: World, stop: StopFlag, stack: ExitStack) -> Callable[[int], Lease]:
     """Hold the run's lock until ``stack`` ends; what is returned takes the lease for an attempt, once it has a number.
 
     A start of the same job that Slurm requeued goes before an earlier start of it, which Slurm knows to be lost.
 
     Raises:
         UserError: another process trains the run.
+        Stopped: ``stop`` was set while it was waited whether an earlier holder lives on; from what is returned, too.
     """
     left: int | None = None
     try:
@@ -79,10 +81,10 @@ def take(rundir: RunDir, world: World, stack: ExitStack) -> Callable[[int], Leas
         rundir.lock_file.unlink()  # the one that lives on keeps the lock of a file that nobody sees any more
         stack.enter_context(rundir.lock())
     if left is None and before is not None and _may_live_elsewhere(rundir, before):
-        if not _is_earlier_start(before, world) and _moves(rundir):
+        if not _is_earlier_start(before, world) and _moves(rundir, stop):
             raise UserError(f"run {rundir.path}: another process is training it{_of(before)}; wait for it or stop it")
         left = -1
-    return lambda attempt: _take(rundir, world, attempt, left)
+    return lambda attempt: _take(rundir, world, attempt, left, stop)
 
 
 def next_attempt(rundir: RunDir) -> int:
@@ -91,7 +93,7 @@ def next_attempt(rundir: RunDir) -> int:
     return 1 + max((int(record.get("attempt") or 0) for record in records), default=0)
 
 
-def _take(rundir: RunDir, world: World, attempt: int, left: int | None) -> Lease:
+def _take(rundir: RunDir, world: World, attempt: int, left: int | None, stop: StopFlag) -> Lease:
     lease = Lease(rundir.lease, secrets.token_hex(8))
     holder = {
         "token": lease.token,
@@ -104,11 +106,11 @@ def _take(rundir: RunDir, world: World, attempt: int, left: int | None) -> Lease
     }
     write_json(rundir.lease, holder)
     if left is not None:
-        _wait_for_its_end(left)
+        _wait_for_its_end(left, stop)
     return lease
 
 
-def _wait_for_its_end(left: int) -> None:
+def _wait_for_its_end(left: int, stop: StopFlag) -> None:
     """Until whoever holds the lock behind descriptor ``left`` (-1: cannot be seen) is gone, at most ``FENCE_S``."""
     deadline = time.monotonic() + FENCE_S
     while time.monotonic() < deadline:
@@ -118,7 +120,7 @@ def _wait_for_its_end(left: int) -> None:
                 break
             except BlockingIOError:
                 pass
-        time.sleep(_POLL_S)
+        _pause(stop)
     if left >= 0:
         os.close(left)
 
@@ -134,7 +136,7 @@ def _may_live_elsewhere(rundir: RunDir, holder: dict[str, Any]) -> bool:
     return not ended and holder.get("boot") != _boot()
 
 
-def _moves(rundir: RunDir) -> bool:
+def _moves(rundir: RunDir, stop: StopFlag) -> bool:
     """Whether the heartbeat of the run changes; clocks of other machines are not trusted."""
 
     def heartbeat() -> Any:
@@ -144,8 +146,14 @@ def _moves(rundir: RunDir) -> bool:
     while time.monotonic() < deadline:
         if heartbeat() != first:
             return True
-        time.sleep(_POLL_S)
+        _pause(stop)
     return False
+
+
+def _pause(stop: StopFlag) -> None:
+    if stop:
+        raise Stopped
+    time.sleep(_POLL_S)
 
 
 def _of(holder: dict[str, Any] | None) -> str:

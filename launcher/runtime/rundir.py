@@ -234,8 +234,8 @@ class RunDir:
         return metric_of(self.read(self.summary) or {})
 
     def write_status(self, **values: Any) -> None:
-        """Replace ``status.json``."""
-        write_json(self.status, values)
+        """Replace ``status.json``; not synced while it runs: an fsync waits for all that a save is writing."""
+        write_json(self.status, values, durable=values.get("state") != "RUNNING")
 
     def give_up(self, reason: str) -> None:
         """Have the run be FAILED for ``reason``, in its status and in its summary; where it stands stays as it is."""

@@ -38,6 +38,8 @@ from launcher.runtime.world import World
 log = logging.getLogger(__name__)
 
 _STATUS_EVERY_S = 1.0
+_HEARTBEAT_EVERY_S = 4.0
+"""The same where nothing is logged: data being decoded, a long validation. See ``launcher.runtime.lease.FENCE_S``."""
 _PHASES = ("data", "forward")
 """Parts of a step in which no rank waits for another; a task logs their seconds as ``time/data``, ``time/forward``."""
 _MOST_FAILURES = 3
@@ -131,7 +133,7 @@ class Session:
             TrainingFailed: a state that was to be saved has weights that are not finite.
             UserError: three saves in a row failed, or another attempt has taken the run over.
         """
-        self._beat(f"after step {self.step}")
+        self._alive(f"after step {self.step}", _HEARTBEAT_EVERY_S)
         if self._agreement is None:
             return bool(self._stop)
         if not self.stopping:
@@ -178,10 +180,10 @@ class Session:
 
     def log(self, values: Mapping[str, Value], step: int) -> None:
         """Record numbers, texts or pictures under ``<split>/<name>`` as of ``step``. Rank 0 writes them."""
-        self._beat(f"after step {step}")
         self.last |= {name: float(v) for name, v in values.items() if isinstance(v, int | float)}
         self.step = max(self.step, step)
         if not self.world.is_main:
+            self._beat(f"after step {step}")
             return
         if self._trackers is None:  # not before: only now is it known after which step the curves go on
             # A task that logs the restored step has something left to say of it: then it alone says it.
@@ -194,9 +196,7 @@ class Session:
             tracker.log(values, step)
         fresh = not {"train/loss", "val/loss"}.isdisjoint(values)  # or the line would show an older step's loss
         self._meter.show(step, self._digest() if fresh else "", important="val/loss" in values)
-        if time.monotonic() - self._status_at >= _STATUS_EVERY_S:
-            self._status_at = time.monotonic()
-            self.write_status("RUNNING")
+        self._alive(f"after step {step}", _STATUS_EVERY_S)
 
     def write_status(self, state: str, reason: str = "") -> None:
         """Replace ``status.json``: state, step, last loss, samples/s, heartbeat (seconds since the epoch)."""
@@ -265,6 +265,14 @@ class Session:
     def save_problem(self) -> str:
         """Why the last save failed; empty: it did not."""
         return self._saver.error if self._saver.failures else ""
+
+    def _alive(self, where: str, every_s: float) -> None:
+        """A sign of life: to the watchdog, and at most each ``every_s`` seconds to whoever reads the status."""
+        self._beat(where)
+        if self.world.is_main and time.monotonic() - self._status_at >= every_s:
+            self._status_at = time.monotonic()
+            self._saver.require_run()  # else the status is another attempt's
+            self.write_status("RUNNING")
 
     def _begin_to_save(self, wishes: list[Wish]) -> None:
         if not wishes:

@@ -34,6 +34,15 @@ class StopFlag:
         if hang_up and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self._on_signal)
 
+    def ignore(self) -> None:
+        """Ignore stop signals from now on: all is said.
+
+        Python puts back their default as it ends, and a signal in these last milliseconds (srun sends one to the ranks
+        that end last) would kill this process and be taken for the job's failure.
+        """
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def __bool__(self) -> bool:
         return self.signal is not None
 

@@ -37,6 +37,7 @@ def main() -> int:
     if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
         end_with_parent()
     code = guarded(lambda: _work(_arguments(), stop))
+    stop.ignore()
     if code not in (ExitCode.DONE, ExitCode.STOPPED_SAVED):
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)  # no goodbyes: closing a broken process group can wait for peers that are gone

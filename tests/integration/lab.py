@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.manage.states import RunState
-from slurm.processes import wait_until
+from slurm.processes import Process, wait_until
 from tests.integration.user import User
 
 TASK = (Path(__file__).parent / "exact_task.py").read_text()
@@ -75,22 +75,27 @@ class Run:
         told = attempts.read_text() if attempts.exists() else ""
         return "\n".join([str(self.read("status.json")), told, *logs])
 
-    def ranks(self) -> dict[int, int]:
-        """Process id of each of its ranks that lives, of whatever attempt."""
-        found = {}
+    def tasks(self) -> list[Process]:
+        """Processes of its ranks that live, Python ones only, of whatever attempt."""
+        found = []
         for process in self.lab.cluster.processes():
-            if process.kind != "task":
-                continue
-            try:
-                program = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
-                words = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            env = dict(word.partition(b"=")[::2] for word in words)
-            # srun, too, is called with the worker's name, and the batch shell has a rank, but neither has a step
-            of_a_step = b"SLURM_STEP_ID" in env and not program[0].endswith(b"srun")
-            if b"launcher.runtime.worker" in program and of_a_step and env[b"SLURM_JOB_ID"].decode() == self.job:
-                found[int(env[b"SLURM_PROCID"])] = process.pid
+            if process.kind == "task":
+                try:
+                    words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
+                except OSError:
+                    continue
+                ours = _environment(process.pid).get("SLURM_JOB_ID") == self.job
+                if ours and b"launcher.runtime.worker" in words and b"python" in words[0]:  # not srun: it names it too
+                    found.append(process)
+        return found
+
+    def ranks(self) -> dict[int, int]:
+        """Process id of each rank that lives."""
+        found = {}
+        for process in self.tasks():
+            rank = _environment(process.pid).get("SLURM_PROCID")
+            if rank is not None:
+                found[int(rank)] = process.pid
         return found
 
     def kill(self, rank: int, number: int) -> None:
@@ -140,6 +145,15 @@ class Lab(User):
         if overrides not in self.whole:
             self.whole[overrides] = self.run(f"whole-{len(self.whole)}", *overrides)
         return self.whole[overrides]
+
+
+def _environment(pid: int) -> dict[str, str]:
+    """What a process was started with; empty where it has ended."""
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return dict(word.partition("=")[::2] for word in words)
 
 
 def assert_same(run: Run, whole: Run) -> None:

@@ -11,6 +11,15 @@ from slurm.cluster import Cluster
 from slurm.faults import preempt
 from tests.integration.lab import FOUR, TWO, Lab, assert_same, redone
 
+MODEL = (
+    "task.target=vlm.task:train", "task.schema=vlm.config:TrainConfig", "data.count=80", "data.workers=1",
+    "model.n_embd=16", "model.n_head=2", "model.n_layer=1", "model.n_blocks=1", "model.img_size=16",
+    "model.patch_size=8", "model.image_embed_dim=16", "model.dropout=0.1", "data.augment_shift=2",
+    "trainer.log_every=1", "trainer.val_every=25", "trainer.captions=1", "trainer.log_samples=true",
+    "trainer.max_steps=400", "hardware.micro_batch=2",
+)  # fmt: skip
+"""The model that comes along, small; with validation, dropout, augmentation, accumulation and a data worker."""
+
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("slurm_installed")]
 
 
@@ -31,3 +40,13 @@ def test_preempted_three_times_nothing_is_lost_and_nothing_done_again(lab: Lab, 
     assert_same(run, lab.uninterrupted(*wish))
     assert redone(run) == 0
     assert [event["reason"] for event in run.events("requeue")] == ["preempted"] * 3
+
+
+def test_so_does_the_model_that_comes_along(lab: Lab):
+    wish = (*FOUR, *MODEL)
+    run = lab.run("model", *wish)
+    for attempt in (1, 2):
+        run.wait_for_step(run.step + 40, attempt)
+        preempt(lab.cluster, run.job)
+    assert_same(run, lab.uninterrupted(*wish))
+    assert redone(run) == 0

@@ -21,7 +21,11 @@ class Tracker(Protocol):
         """Record ``values`` as of optimizer step ``step``."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write what only the end knows, flush, close. Called once, also after a failure."""
+        """Write what only the end knows, flush, close. Called once, also after a failure.
+
+        Args:
+            summary: what ``summary.json`` says; empty where the run was stopped and goes on later.
+        """
 
 
 def start_trackers(

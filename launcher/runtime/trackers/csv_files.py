@@ -33,10 +33,11 @@ class CsvFiles:
             self._timings.add([[step, *(numbers.get(name, "") for name in TIMING_COLUMNS.values())]])
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Close the files and draw the curves."""
+        """Close the files and draw the curves; not of a run that was stopped, as drawing takes seconds of its grace."""
         for table in (self._metrics, self._losses, self._timings):
             table.close()
-        draw_curves(self._rundir)
+        if summary:
+            draw_curves(self._rundir)
 
 
 def _split(name: str) -> tuple[str, str]:

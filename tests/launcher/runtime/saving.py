@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from launcher.runtime.checkpoint.saver import Author, Saver, Wish
@@ -117,6 +119,20 @@ def lengthen(path: Path) -> None:
 
 
 DAMAGES: tuple[Callable[[Path], None], ...] = (flip, truncate, empty, lengthen, Path.unlink)
+
+
+class Gate:
+    """An ``os.fsync`` that says when it is reached, and waits to be let through."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+        self._real = os.fsync
+        monkeypatch.setattr(os, "fsync", self)
+
+    def __call__(self, descriptor: int) -> None:
+        self.reached.set()
+        assert self.open.wait(60)
+        self._real(descriptor)
 
 
 def same(one: Any, two: Any) -> bool:

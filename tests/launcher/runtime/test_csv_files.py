@@ -78,9 +78,16 @@ def test_the_end_draws_the_curves(rundir):
     tracker = CsvFiles(rundir, 0)
     tracker.log({"train/loss": 2.0} | TIMES, 1)
     assert not rundir.loss_curve.exists()
-    tracker.finish({})
+    tracker.finish({"status": "COMPLETED"})
     assert rundir.loss_curve.read_bytes().startswith(b"\x89PNG")
     assert rundir.timing_curve.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_was_stopped_has_no_time_for_pictures(rundir):
+    tracker = CsvFiles(rundir, 0)
+    tracker.log({"train/loss": 2.0} | TIMES, 1)
+    tracker.finish({})
+    assert rows(rundir.metrics) and not rundir.loss_curve.exists()
 
 
 @pytest.mark.parametrize(

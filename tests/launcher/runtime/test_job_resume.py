@@ -11,9 +11,11 @@ import pytest
 from launcher.runtime import attempt
 from launcher.runtime.checkpoint.reading import load
 from launcher.runtime.checkpoint.weights import weights_sha256
-from launcher.runtime.errors import UserError
+from launcher.runtime.errors import TrainingFailed, UserError
 from launcher.runtime.files import write_json
+from launcher.runtime.job import run_job
 from launcher.runtime.lease import Superseded
+from launcher.runtime.signals import StopFlag
 from tests.launcher.runtime.saving import flip
 from tests.launcher.runtime.toy_job import STEPS, board_losses, contents, events, losses, status
 
@@ -122,12 +124,18 @@ def test_the_save_under_way_is_finished_when_the_task_breaks_down(make_plan, run
         real_record(*args)
         told.set()
 
+    def ended(self):
+        at_end.extend(path.name for path in plan.rundir.list_checkpoints("step"))
+        real_ended(self)
+
+    at_end, real_ended = [], attempt._Attempt.ended
     plan = make_plan(end="crash", at=5, every_steps=4, best=False)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(os, "fsync", sync)
         patch.setattr(attempt, "record_failure", record)
+        patch.setattr(attempt._Attempt, "ended", ended)
         run(plan)
-    assert [path.name for path in plan.rundir.list_checkpoints("step")] == ["step-000000000004.a0001"]
+    assert at_end == ["step-000000000004.a0001"]
 
 
 def test_where_all_checkpoints_are_damaged_it_refuses_and_starts_over_only_when_told_to(make_plan, run, uninterrupted):
@@ -204,3 +212,23 @@ def test_an_attempt_superseded_before_it_began_leaves_no_trace(make_plan, run, m
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
     assert len(plan.rundir.list_checkpoints("step")) == 1
     assert json.loads(after["lease.json"])["attempt"] == 9
+
+
+@pytest.mark.parametrize(
+    ("starts", "limits", "said"),
+    [
+        (5, {}, "5 attempts in a row made no progress"),
+        (3, {"max_attempts": 3}, "requeue.max_attempts=3 attempts are used up"),
+    ],
+)
+def test_a_job_that_slurm_started_too_often_for_nothing_is_failed(make_plan, starts, limits, said):
+    plan = make_plan()
+    plan.execution["requeue"] = limits
+    plan.rundir.path.mkdir(parents=True)
+    for number in range(1, starts + 1):
+        plan.rundir.add_attempt_event(event="start", attempt=number, job_id="7", step=0, **{"from": None})
+    with pytest.raises(TrainingFailed, match=said):
+        run_job(plan, {"SLURM_JOB_ID": "7"}, StopFlag())
+    assert said in status(plan)["reason"] and status(plan)["state"] == "FAILED"
+    assert len(events(plan)) == starts
+    assert run_job(plan, {"SLURM_JOB_ID": "8"}, StopFlag()).state == "COMPLETED"  # somebody has asked for it again

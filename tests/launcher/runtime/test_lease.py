@@ -12,10 +12,11 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from launcher.runtime import lease
-from launcher.runtime.errors import ExitCode, UserError
+from launcher.runtime.errors import ExitCode, Stopped, UserError
 from launcher.runtime.files import write_json
 from launcher.runtime.lease import Lease, Superseded, next_attempt, take
 from launcher.runtime.rundir import RunDir
+from launcher.runtime.signals import StopFlag
 from launcher.runtime.world import World
 from tests.conftest import REPOSITORY
 
@@ -25,9 +26,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from launcher.runtime.lease import take
 from launcher.runtime.rundir import RunDir
+from launcher.runtime.signals import StopFlag
 from launcher.runtime.world import World
 with ExitStack() as stack:
-    held = take(RunDir(Path(sys.argv[1])), World(**json.loads(sys.argv[2])), stack)(int(sys.argv[3]))
+    held = take(RunDir(Path(sys.argv[1])), World(**json.loads(sys.argv[2])), StopFlag(), stack)(int(sys.argv[3]))
     print("held", flush=True)
     for _ in sys.stdin:
         print(held.lost_to(), flush=True)
@@ -73,11 +75,11 @@ def quick(monkeypatch):
 
 def test_who_takes_a_free_run_holds_it_until_another_does(rundir):
     with ExitStack() as stack:
-        mine = take(rundir, in_job(), stack)(1)
+        mine = take(rundir, in_job(), StopFlag(), stack)(1)
         assert mine.lost_to() is None
         mine.require()
     with ExitStack() as stack:
-        theirs = take(rundir, in_job(1), stack)(2)
+        theirs = take(rundir, in_job(1), StopFlag(), stack)(2)
         assert theirs.lost_to() is None
         with pytest.raises(Superseded, match=r"^attempt 2 on here has taken the run over$") as caught:
             mine.require()
@@ -88,21 +90,21 @@ def test_a_second_process_is_refused_and_told_who_holds_the_run(rundir):
     with holder(rundir, in_job(job="16")) as process, ExitStack() as stack:
         words = rf"another process is training it.* \(attempt 1 on here, process {process.pid}, job 16\)$"
         with pytest.raises(UserError, match=words):
-            take(rundir, in_job(job="17"), stack)
+            take(rundir, in_job(job="17"), StopFlag(), stack)
         with pytest.raises(UserError, match="another process is training it"):
-            take(rundir, World(), stack)
+            take(rundir, World(), StopFlag(), stack)
         with pytest.raises(UserError, match="another process is training it"):
-            take(rundir, in_job(job="16"), stack)  # no later start of it
+            take(rundir, in_job(job="16"), StopFlag(), stack)  # no later start of it
         assert asked(process) == "None"
 
 
 def test_a_requeued_start_goes_before_an_earlier_start_that_lives_on(rundir):
     with holder(rundir, in_job(0)) as old, ExitStack() as stack:
-        mine = take(rundir, in_job(1), stack)(2)
+        mine = take(rundir, in_job(1), StopFlag(), stack)(2)
         assert asked(old) == "attempt 2 on here has taken the run over"
         assert mine.lost_to() is None
         with ExitStack() as other, pytest.raises(UserError, match="another process is training it"):
-            take(rundir, in_job(job="99"), other)  # the new one's lock holds
+            take(rundir, in_job(job="99"), StopFlag(), other)  # the new one's lock holds
         old.kill()
         old.wait()
         assert mine.lost_to() is None and rundir.is_locked()
@@ -111,7 +113,7 @@ def test_a_requeued_start_goes_before_an_earlier_start_that_lives_on(rundir):
 def test_the_new_start_goes_on_as_soon_as_the_old_one_is_gone(rundir, monkeypatch):
     monkeypatch.setattr(lease, "FENCE_S", 600.0)
     with holder(rundir, in_job(0)) as old, ExitStack() as stack:
-        taking = take(rundir, in_job(1), stack)
+        taking = take(rundir, in_job(1), StopFlag(), stack)
         done = threading.Event()
         thread = threading.Thread(target=lambda: (taking(2), done.set()))
         thread.start()
@@ -125,17 +127,17 @@ def test_the_new_start_goes_on_as_soon_as_the_old_one_is_gone(rundir, monkeypatc
 
 def test_an_earlier_start_does_not_go_before_a_later_one(rundir):
     with holder(rundir, in_job(2)), ExitStack() as stack, pytest.raises(UserError, match="another process"):
-        take(rundir, in_job(1), stack)
+        take(rundir, in_job(1), StopFlag(), stack)
 
 
 def test_after_a_dead_holder_of_this_machine_there_is_no_wait(rundir, monkeypatch):
     with holder(rundir, in_job(0)) as old:
         old.kill()
         old.wait()
-        monkeypatch.setattr(lease, "_wait_for_its_end", lambda left: pytest.fail("it waited"))
+        monkeypatch.setattr(lease, "_wait_for_its_end", lambda *_: pytest.fail("it waited"))
         monkeypatch.setattr(lease, "_moves", lambda rundir: pytest.fail("it waited"))
         with ExitStack() as stack:
-            assert take(rundir, in_job(job="18"), stack)(2).lost_to() is None
+            assert take(rundir, in_job(job="18"), StopFlag(), stack)(2).lost_to() is None
 
 
 def elsewhere(rundir, attempt=1, **more):
@@ -171,7 +173,7 @@ def test_a_holder_elsewhere_that_moves_is_left_alone(rundir, monkeypatch):
     with beating(rundir), ExitStack() as stack:
         words = r"another process is training it \(attempt 1 on there, process 7, job 5\); wait for it or stop it$"
         with pytest.raises(UserError, match=words):
-            take(rundir, in_job(), stack)
+            take(rundir, in_job(), StopFlag(), stack)
     assert rundir.read(rundir.lease)["token"] == "theirs"
 
 
@@ -181,33 +183,33 @@ def test_a_holder_elsewhere_that_stands_still_is_followed(rundir, status):
     if status:
         rundir.write_status(state="RUNNING", heartbeat=1)
     with ExitStack() as stack:
-        assert take(rundir, in_job(), stack)(2).lost_to() is None
+        assert take(rundir, in_job(), StopFlag(), stack)(2).lost_to() is None
     assert Lease(rundir.lease, "theirs").lost_to() == "attempt 2 on here has taken the run over"
 
 
 def test_a_requeued_start_goes_before_an_earlier_one_elsewhere_that_moves_and_gives_it_time_to_end(rundir, monkeypatch):
     elsewhere(rundir, job_id="17", restarts=0)
     waited = []
-    monkeypatch.setattr(lease, "_wait_for_its_end", waited.append)
+    monkeypatch.setattr(lease, "_wait_for_its_end", lambda left, stop: waited.append(left))
     with beating(rundir), ExitStack() as stack:
-        take(rundir, in_job(1), stack)(2)
+        take(rundir, in_job(1), StopFlag(), stack)(2)
     assert waited == [-1]
 
 
 def test_a_holder_elsewhere_that_said_that_it_ended_needs_no_wait(rundir, monkeypatch):
     elsewhere(rundir, attempt=3)
     rundir.add_attempt_event(event="end", attempt=3)
-    monkeypatch.setattr(lease, "_wait_for_its_end", lambda left: pytest.fail("it waited"))
+    monkeypatch.setattr(lease, "_wait_for_its_end", lambda *_: pytest.fail("it waited"))
     monkeypatch.setattr(lease, "_moves", lambda rundir: pytest.fail("it waited"))
     with ExitStack() as stack:
-        assert take(rundir, in_job(), stack)(4).lost_to() is None
+        assert take(rundir, in_job(), StopFlag(), stack)(4).lost_to() is None
 
 
 @pytest.mark.parametrize("text", ["", "{torn", "[]", "{}"])
 def test_a_lease_that_cannot_be_read_stops_nobody(rundir, text):
     rundir.lease.write_text(text)
     with ExitStack() as stack:
-        assert take(rundir, in_job(), stack)(1).lost_to() is None
+        assert take(rundir, in_job(), StopFlag(), stack)(1).lost_to() is None
     rundir.lease.unlink()
     assert Lease(rundir.lease, "mine").lost_to() is None
 
@@ -221,3 +223,12 @@ def test_no_two_attempts_have_one_number(rundir):
     rundir.add_attempt_event(event="start", attempt=7)
     rundir.lease.write_text("{torn")
     assert next_attempt(rundir) == 8
+
+
+def test_a_stop_ends_the_wait_for_an_earlier_holder(rundir):
+    elsewhere = {"token": "x", "attempt": 1, "job_id": "9", "host": "n9", "boot": "another machine", "pid": 1}
+    write_json(rundir.lease, elsewhere)
+    stop = StopFlag()
+    stop.signal = signal.SIGTERM
+    with ExitStack() as stack, pytest.raises(Stopped):
+        take(rundir, World(), stop, stack)

@@ -91,6 +91,21 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path):
     assert len(set(sums(plan))) == 1 and plan.rundir.state() == "PREEMPTED"
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_while_python_ends_does_not_change_the_exit_code(tmp_path, number):
+    plans = write_plans(tmp_path, toy_plan(tmp_path, tasks_per_node=1))
+    late = f"""if True:
+        import os, sys
+        from launcher.runtime.worker import main
+        class Late:
+            def __del__(self, kill=os.kill, pid=os.getpid()):
+                kill(pid, {int(number)})
+        late = Late()  # goes after the interpreter has let go of its signal handlers
+        sys.exit(main())"""
+    env = os.environ | slurm_env(0, 1) | {"PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run([sys.executable, "-c", late, str(plans)], env=env, timeout=60).returncode == 0
+
+
 def test_a_job_that_slurm_stopped_ends_once_it_has_saved(tmp_path):
     plan = toy_plan(tmp_path, tasks_per_node=1, end="stop", victim=0)
     assert [code for code, _, _ in ends(start(write_plans(tmp_path, plan), slurm_env(0, 1)))] == [75]
