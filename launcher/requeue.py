@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
-from launcher.runtime.failures import first_failure
+from launcher.runtime.failures import Hung, first_failure
 from launcher.runtime.place import job_id, number
 from launcher.runtime.plan import Plan
 from launcher.runtime.progress import began_since_requeue, requeues, starts, without_progress
@@ -95,7 +95,19 @@ def decide(ended: Ended, limits: RequeueSettings) -> Decision:
     return Decision(True, ended.cause)
 
 
-def classify(shown: Mapping[str, str], code: int, broken: str, now: datetime, warned_s: float) -> str | None:
+def runs(shown: Mapping[str, str], restarts: int) -> bool:
+    """Whether Slurm still runs the start of a job after ``restarts``, by what ``Slurm.show_job`` says of the job.
+
+    It does not run one that is being cancelled or was requeued. And a shell may live on where Slurm has given its node
+    up for lost: then the job runs elsewhere, as a later start, which a requeue would end.
+    """
+    later = shown.get("Restarts", "").isdecimal() and int(shown["Restarts"]) > restarts
+    return shown.get("JobState") == "RUNNING" and not later
+
+
+def classify(
+    shown: Mapping[str, str], code: int, broken: str, now: datetime, warned_s: float, restarts: int = 0
+) -> str | None:
     """Why a job ended, by what ``scontrol show job`` says of it; None: Slurm is ending it, and its word stands.
 
     Args:
@@ -104,8 +116,9 @@ def classify(shown: Mapping[str, str], code: int, broken: str, now: datetime, wa
         broken: what broke, should that be the cause.
         now: local time, as Slurm's times are.
         warned_s: ``--signal=USR2@<seconds>``. A job shorter than that is always near its end: a preemption wins.
+        restarts: how often it had been requeued when this start of it began.
     """
-    if shown and shown.get("JobState") != "RUNNING":  # being cancelled, or requeued already
+    if shown and not runs(shown, restarts):
         return None
     if code not in STOPPED:
         return f"{BROKE_DOWN}: {broken}"
@@ -149,7 +162,8 @@ def what_broke(rundir: RunDir, job: str, code: int, restarts: int) -> tuple[int,
     if first.get("after_another"):
         return max(code, ExitCode.BUG), words if code > 128 else "a rank was killed, or its node was lost"
     said = f"rank {first.get('rank')} on {first.get('host')}: {first.get('kind')}: {first.get('message')}"
-    return int(first.get("code") or code), " ".join(said.split())
+    broke = first.get("kind") == Hung.__name__  # it ended as what is stopped does, and nobody had asked it to
+    return ExitCode.BUG if broke else int(first.get("code") or code), " ".join(said.split())
 
 
 def judge(rundir: RunDir, job: str, code: int, cause: str, limits: RequeueSettings, restarts: int) -> Decision:
@@ -215,7 +229,7 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     rundir.path.mkdir(parents=True, exist_ok=True)
     slurm = Slurm(env, patient=False) if shutil.which("scontrol", path=env.get("PATH")) else None
     shown = _patiently(lambda: slurm.show_job(job)) if slurm else {}
-    cause = classify(shown, code, broken, datetime.now(), args.warned)
+    cause = classify(shown, code, broken, datetime.now(), args.warned, restarts)
     if cause is None:
         return ExitCode.DONE
     decision = judge(rundir, job, code, cause, limits_of(plan), restarts)
@@ -233,7 +247,7 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     if slurm is None:
         return BY_THE_SHELL
     try:
-        if not _patiently(lambda: _ask(slurm, job, cancelled)):
+        if not _patiently(lambda: _ask(slurm, job, restarts, cancelled)):
             rundir.write_status(**(before or {"state": "PREEMPTED", "reason": "stopped before its first step"}))
         return ExitCode.DONE
     except SlurmError as error:
@@ -244,9 +258,9 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     return ExitCode.USER_ERROR
 
 
-def _ask(slurm: Slurm, job: str, cancelled: Callable[[], bool]) -> bool:
+def _ask(slurm: Slurm, job: str, restarts: int, cancelled: Callable[[], bool]) -> bool:
     """Requeue ``job`` unless somebody was faster: a job that is being cancelled would come back."""
-    if cancelled() or slurm.show_job(job).get("JobState") != "RUNNING":
+    if cancelled() or not runs(slurm.show_job(job), restarts):
         return False
     slurm.requeue(job)
     return True

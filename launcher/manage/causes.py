@@ -108,7 +108,7 @@ def cause_of(
 
 def _of_error(kind: str, message: str) -> Cause:
     words = _short(message)
-    if kind in ("UserError", "TrainingFailed"):
+    if kind in ("UserError", "TrainingFailed", "Hung"):
         return Cause(words, "")
     return Cause(f"{kind}: {words}" if words else kind, "the traceback is in its log")
 

@@ -56,7 +56,8 @@ def gather(sweep: SweepDir, state: RunState, rank: int | None = None) -> Evidenc
     if rank is None and chosen:  # a rank that was killed before it said anything: then what rank 0 saw
         files += [rundir.log(0), *job_files(sweep, state, 0)]
     host = task.host if task else str((record or {}).get("host") or state.node)
-    ended = state.state in ("FAILED", "STALLED", "PREEMPTED", "CANCELLED")
+    broke = record is not None and not record.get("after_another")
+    ended = state.state in ("FAILED", "STALLED", "PREEMPTED", "CANCELLED") or (state.state == "REQUEUED" and broke)
     cause = _cause(state, record, task, [*files, *job_files(sweep, state, 0)]) if ended else None
     return Evidence(chosen, host, record is not None or task is not None, tuple(files), cause)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.runtime.console import Meter
 from launcher.runtime.errors import ExitCode, UserError
-from launcher.runtime.failures import PeerLost, record_failure, told
+from launcher.runtime.failures import Hung, PeerLost, record_failure, told
 from launcher.runtime.files import write_json
 from launcher.runtime.hang_report import dump_flight_record, dump_stacks, end_now
 from launcher.runtime.lease import CHECK_S, Lease, Superseded
@@ -76,12 +76,6 @@ def run_attempt(
         now.ended()
 
 
-class Hung(UserError):
-    """This rank made no progress for too long; it may do so when it is started again."""
-
-    code = ExitCode.STOPPED_NOT_SAVED
-
-
 class _Attempt:
     """What is known of the attempt so far, for the record of its end."""
 
@@ -134,7 +128,12 @@ class _Attempt:
         )
 
     def _lost(self, message: str) -> None:
-        end_now(ExitCode.STOPPED_NOT_SAVED, lambda: self.failed(Superseded(message)), self.ended)
+        end_now(
+            ExitCode.STOPPED_NOT_SAVED,
+            lambda: log.error("%s", message),
+            lambda: self.failed(Superseded(message)),
+            self.ended,
+        )
 
     def _open_session(self, meter: Meter, search: Search, beat: Callable[[str], None]) -> Session:
         from launcher.runtime.checkpoint.saver import Author, Saver

@@ -24,6 +24,12 @@ class PeerLost(UserError):
     code = ExitCode.STOPPED_NOT_SAVED
 
 
+class Hung(UserError):
+    """This rank made no progress for too long; it may do so when it is started again."""
+
+    code = ExitCode.STOPPED_NOT_SAVED
+
+
 def record_failure(rundir: RunDir, world: World, attempt: int, error: BaseException, code: ExitCode) -> None:
     """Write why this rank failed: rank, host, attempt, time (UTC), error's kind and message, exit code.
 

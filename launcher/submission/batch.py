@@ -38,8 +38,9 @@ if [ "$code" -ne 0 ] && [ -z "$ended" ]; then
     for pause in 5 15 60 180 600 0; do  # {by_the_shell}: no scontrol where Python runs
         if [ "$said" -ne {by_the_shell} ] || [ -n "$ended" ]; then break; fi
         case "$(scontrol show job --oneliner "$job")" in
-            *" JobState=RUNNING "*) if scontrol requeue "$job"; then said=0; break; fi ;;
-            *" JobState="*) break ;;  # it is being cancelled, or requeued: a further requeue would bring it back
+            *" JobState=RUNNING "*" Restarts=${{SLURM_RESTART_COUNT:-0}} "*)
+                if scontrol requeue "$job"; then said=0; break; fi ;;
+            *" JobState="*) break ;;  # it is being cancelled, was requeued, or even runs anew: a requeue would harm it
         esac
         sleep "$pause"
     done

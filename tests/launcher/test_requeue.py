@@ -105,6 +105,13 @@ def test_why_it_ended(line, code, cause):
     assert classify(words(line), code, "oh", NOW, 90) == cause
 
 
+def test_a_shell_that_lives_on_while_slurm_runs_the_job_anew_leaves_it_alone():
+    # Its node was lost and given up: the job it would requeue is the one that goes on elsewhere.
+    line = words(shown()) | {"Restarts": "2"}
+    assert [classify(line, code, "oh", NOW, 90, restarts=1) for code in (75, 76, 137)] == [None] * 3
+    assert classify(line, 137, "oh", NOW, 90, restarts=2) == "broke down: oh"
+
+
 @dataclass
 class Door:
     """A run, its sweep, a recorded Slurm, and what the batch script calls."""
@@ -188,6 +195,19 @@ def test_what_its_user_must_mend_is_left_alone(door, code):
     door.started()
     assert door(code).returncode == 1
     assert door.slurm.calls == [] and door.status[0] == "RUNNING"
+
+
+def test_a_rank_that_hung_broke_down_though_it_ends_as_one_that_was_stopped(door):
+    door.started(failed="made no progress for 900 s", kind="Hung", code=76)
+    assert door(76).returncode == 0
+    assert door.reasons == ["broke down: rank 1 on n2: Hung: made no progress for 900 s"]
+
+
+def test_where_slurm_runs_a_later_start_of_the_job_all_is_left_to_that(door):
+    door.started(5)
+    door.slurm.says("scontrol", shown().replace("Restarts=0", "Restarts=1"))
+    assert door(76).returncode == 0
+    assert (door.asked, door.reasons, door.status[0]) == ([], [], "RUNNING")
 
 
 def test_the_rank_that_failed_first_decides_not_the_highest_code(door):

@@ -55,6 +55,13 @@ def test_the_rank_that_failed_first_of_itself(sweep):
     assert evidence(sweep, rank=0).rank == 0
 
 
+def test_what_broke_is_told_while_the_run_waits_to_go_on(sweep):
+    sweep.status("abc1", "REQUEUED", "broke down")
+    assert evidence(sweep).cause is None
+    sweep.failure("abc1", 0, "Hung", "rank 0 on n1 made no progress for 900 s; see rank0.hang.txt")
+    assert str(evidence(sweep).cause) == "rank 0 on n1 made no progress for 900 s; see rank0.hang.txt"
+
+
 def test_failures_of_an_earlier_start_do_not_count(sweep):
     sweep.failure("abc1", 1, "OSError", "[Errno 28] No space left on device")
     sweep.started("abc1", incarnation="12.r1", time="2026-11-22T04:00:00")

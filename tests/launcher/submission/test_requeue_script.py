@@ -10,7 +10,7 @@ import pytest
 from tests.launcher.recorded_slurm import RecordedSlurm
 from tests.launcher.submission.test_batch import text_of
 
-RUNNING = "JobId=15 JobName=x JobState=RUNNING Reason=None\n"
+RUNNING = "JobId=15 JobName=x JobState=RUNNING Reason=None Requeue=1 Restarts=0 BatchFlag=1\n"
 
 
 class Script:
@@ -103,10 +103,11 @@ def test_where_python_has_no_scontrol_the_shell_asks(script, array, job):
     assert (code, calls[1:]) == (75, [show, requeue, "sleep 60"])
 
 
-def test_the_shell_does_not_bring_a_cancelled_job_back(script):
+@pytest.mark.parametrize("now", [("RUNNING", "COMPLETING"), ("Restarts=0", "Restarts=1")], ids=["cancelled", "again"])
+def test_the_shell_brings_no_cancelled_job_back_and_ends_no_later_start(script, now):
     script.says("srun", code=75)
     script.says("python", code=79)
-    script.says("scontrol", RUNNING.replace("RUNNING", "COMPLETING"))
+    script.says("scontrol", RUNNING.replace(*now))
     code, calls = script.run()
     assert (code, calls[1:]) == (75, ["scontrol show job --oneliner 12_3"])
 
