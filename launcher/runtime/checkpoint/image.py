@@ -7,8 +7,10 @@ Format: https://github.com/huggingface/safetensors, "Format": the header's lengt
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 
 DTYPES = {
@@ -36,8 +38,7 @@ class Image:
         self._names = sorted(tensors, key=lambda name: -tensors[name].element_size())
         header = _header({name: tensors[name] for name in self._names})
         size = len(header) + sum(t.numel() * t.element_size() for t in tensors.values())
-        on_gpu = any(t.is_cuda for t in tensors.values())
-        self.memory = torch.zeros(size, dtype=torch.uint8, pin_memory=on_gpu)  # touched now, not in the first copy
+        self.memory = _memory(size, pinned=any(t.is_cuda for t in tensors.values()))
         self.memory[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
         self._views: list[torch.Tensor] = []
         place = len(header)
@@ -92,10 +93,22 @@ def read_header(memory: torch.Tensor) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _memory(size: int, *, pinned: bool) -> torch.Tensor:
+    """``size`` bytes that begin with a page, as writing past the page cache wants them; touched now, not in a copy."""
+    if pinned:
+        return torch.zeros(size, dtype=torch.uint8, pin_memory=True)
+    memory = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+    memory[:: mmap.PAGESIZE] = 0
+    return memory
+
+
 def _is_finite(values: torch.Tensor) -> bool:
     """Whether all of them are. Their sum is finite only then; it may overflow, and then each is looked at."""
     if not (values.is_floating_point() or values.is_complex()):
         return True
+    if values.dtype in (torch.float32, torch.float64):  # numpy takes one thread: the others belong to the training
+        with np.errstate(all="ignore"):
+            return bool(np.isfinite(np.add.reduce(values.flatten().numpy()))) or bool(torch.isfinite(values).all())
     if values.element_size() == 1:  # torch adds no numbers of 8 bits, and does not look at them either
         values = values.float()
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import mmap
 import os
 import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from launcher.runtime.checkpoint.manifest import xxh3
@@ -133,3 +136,30 @@ def test_nothing_but_committed_ones_is_left_by_saves(tmp_path):
         save(saver, step, state(step))
     assert (steps(tmp_path), litter(tmp_path)) == ([3, 2], set())
     assert RunDir(tmp_path).latest.read_text() == Path(RunDir(tmp_path).checkpoint("step", 3, 1)).name
+
+
+@pytest.mark.parametrize("size", [8 << 20, (8 << 20) + 1, (16 << 20) + 4096, (20 << 20) + 12345])
+def test_a_large_file_is_written_past_the_page_cache_byte_for_byte(tmp_path, size):
+    memory = mmap.mmap(-1, size)
+    memory[:] = np.random.default_rng(size).bytes(size)
+    entry = write_file(tmp_path / "large", memoryview(memory))
+    assert (tmp_path / "large").read_bytes() == memory[:]
+    assert entry == {"name": "large", "bytes": size, "xxh3": xxh3(memory[:])}
+
+
+def test_memory_that_no_disk_fetches_from_is_copied(tmp_path):
+    data = bytearray((8 << 20) + 4096 + 3)
+    data[-3:] = b"end"
+    assert write_file(tmp_path / "odd", memoryview(data)[3:])["bytes"] == len(data) - 3
+    assert (tmp_path / "odd").read_bytes() == bytes(data[3:])
+
+
+def test_a_file_system_without_it_is_written_as_ever(tmp_path, monkeypatch):
+    def refuse(descriptor, command, *value):
+        if command == fcntl.F_SETFL:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return 0
+
+    monkeypatch.setattr("launcher.runtime.checkpoint.writing.fcntl.fcntl", refuse)
+    write_file(tmp_path / "large", memoryview(bytes(9 << 20)))
+    assert (tmp_path / "large").read_bytes() == bytes(9 << 20)
