@@ -91,6 +91,17 @@ class World:
             )
 
 
+STREAMING = "glibc.cpu.x86_non_temporal_threshold=0x80000"
+"""For ``GLIBC_TUNABLES`` of a process that trains: from half a megabyte on memory is copied past the processor's
+caches, as the copy of a state wants it (glibc manual, "Hardware Capability Tunables"). Other C libraries take no
+notice; glibc reads it when a program starts, so only whoever starts one can say it."""
+
+
+def tunables(given: str | None) -> str:
+    """``GLIBC_TUNABLES`` for a process that trains; what is ``given`` already wins."""
+    return ":".join(filter(None, (STREAMING, given)))
+
+
 def set_defaults(env: MutableMapping[str, str], threads: int | None = None) -> None:
     """Set, before torch is imported, what libraries of this process read from the environment; the user's own stays.
 

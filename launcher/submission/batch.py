@@ -10,10 +10,12 @@ from pathlib import Path
 from launcher.requeue import BY_THE_SHELL
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.sweepdir import SweepDir
+from launcher.runtime.world import STREAMING
 from launcher.submission.resources import Resources
 from launcher.submission.snapshot import Snapshot
 
 WORKER = "launcher.runtime.worker"
+_TUNABLES = f'export GLIBC_TUNABLES={STREAMING}"${{GLIBC_TUNABLES:+:$GLIBC_TUNABLES}}"'
 REQUEUE = "launcher.requeue"
 _SUBMITITS_NAMES = {
     "name": "job_name", "timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node",
@@ -88,7 +90,13 @@ def script_text(batch: Batch, snapshot: Snapshot) -> str:
 
     _require_plain(batch, snapshot)
     queue = {"name": batch.name} | batch.resources.queue
-    setup = [*batch.resources.site.setup, *(queue.pop("setup", None) or []), _mark(batch), _python_path(snapshot)]
+    setup = [
+        *batch.resources.site.setup,
+        *(queue.pop("setup", None) or []),
+        _mark(batch),
+        _python_path(snapshot),
+        _TUNABLES,
+    ]
     setup += _BEFORE_SRUN.splitlines()
     # With underscores, as submitit has them: an option that is given twice is then written once.
     said = (queue.pop("additional_parameters", None) or {}).items()

@@ -27,6 +27,7 @@ from launcher.runtime.place import LOCAL_RESTARTS
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir, write_plans
+from launcher.runtime.world import tunables
 from launcher.submission.batch import WORKER
 from launcher.submission.snapshot import Snapshot
 from launcher.submission.submit import Job, told_apart
@@ -123,6 +124,7 @@ class _Queue:
             LOCAL_RESTARTS: str(self._restarts[index]),
             "SUBMITIT_LOCAL_NTASKS": str(hardware.tasks_per_node),
             "PYTHONPATH": os.pathsep.join([*map(str, self._snapshot.import_paths), *_path(self._env)]),
+            "GLIBC_TUNABLES": tunables(self._env.get("GLIBC_TUNABLES")),
         }
         env.setdefault("OMP_NUM_THREADS", str(threads))
         if hardware.device == "cuda":

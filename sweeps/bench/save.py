@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from launcher.runtime.errors import ExitCode
+from launcher.runtime.world import tunables
 from sweeps.bench.report import interleaved, ratio, say
 from sweeps.bench.step import make_batch, make_trainer
 
@@ -31,6 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the disk's own speed, the stall of a save, what saving each so many steps costs, and the restore."""
+    os.environ["GLIBC_TUNABLES"] = tunables(
+        os.environ.get("GLIBC_TUNABLES")
+    )  # a process of its own, started as a job's
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one:
+        return one.submit(_run, args).result()
+
+
+def _run(args: argparse.Namespace) -> int:
     args.compile = False
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         bench = _Bench(args, Path(folder))

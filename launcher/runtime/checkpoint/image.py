@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
+from launcher.runtime.checkpoint.copying import Copier
+
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
@@ -53,11 +55,10 @@ class Image:
         """Whether ``tensors`` have this layout."""
         return self._layout == _layout(tensors)
 
-    @torch.no_grad()
-    def copy(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def copy(self, tensors: Mapping[str, torch.Tensor], copier: Copier) -> None:
         """Copy ``tensors`` in; those on a GPU are copied in the order of its stream, and ``wait`` knows when."""
         sources = [tensors[name] for name in self._names]
-        torch._foreach_copy_(self._views, sources, non_blocking=True)
+        copier.copy(self._views, sources)
         if self.memory.is_pinned() and any(source.is_cuda for source in sources):
             self._copied = torch.cuda.Event()
             self._copied.record()

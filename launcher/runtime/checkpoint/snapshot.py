@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.runtime.checkpoint.copying import Copier
 from launcher.runtime.checkpoint.image import Image
 from launcher.runtime.checkpoint.tree import take_apart
 
@@ -45,6 +46,7 @@ class Camera:
 
     def __init__(self) -> None:
         self._images: dict[str, Image] = {}
+        self._copier = Copier()
 
     def take(self, state: Mapping[str, Any]) -> Snapshot:
         """Copy ``state``: tensors, plain values, containers of them, objects with ``state_dict()``.
@@ -60,7 +62,7 @@ class Camera:
             trees[name], tensors = take_apart(state_of(value), name)
             if tensors:
                 images[name] = self._image(name, tensors)
-                images[name].copy(tensors)
+                images[name].copy(tensors, self._copier)
         return Snapshot(trees, images, _parameters(state.get("model")))
 
     def _image(self, name: str, tensors: Mapping[str, Any]) -> Image:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.runtime.checkpoint.copying import Copier
 from launcher.runtime.checkpoint.image import DTYPES, Image, read_header
 from tests.launcher.runtime.saving import same
 
@@ -21,7 +22,7 @@ def tensor(dtype, shape=(3, 2), seed=0):
 
 def taken(tensors):
     image = Image(tensors)
-    image.copy(tensors)
+    image.copy(tensors, Copier())
     image.wait()
     return image
 
@@ -80,7 +81,7 @@ def test_the_same_memory_takes_the_next_state_of_the_same_layout():
     image = taken(first)
     memory = image.memory.data_ptr()
     assert image.fits(second)
-    image.copy(second)
+    image.copy(second, Copier())
     assert image.memory.data_ptr() == memory and same(contents(image), second)
 
 
