@@ -146,6 +146,7 @@ def assert_same(plan: Plan, whole: Plan) -> None:
     assert plan.rundir.samples.read_bytes() == whole.rundir.samples.read_bytes()
 
 
+pytestmark = pytest.mark.slow
 PLACES = {
     "in the middle of an epoch": (Place(STEP, 4), 4, ()),
     "at the end of an epoch": (Place(STEP, 8), 8, ()),
@@ -297,7 +298,7 @@ def _parts_of(config: Any, data: Any) -> tuple[Any, Any]:
 # Several ranks, joined by gloo
 
 
-@pytest.mark.parametrize("ranks", [3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [3, 4])
 def test_three_ranks_or_more_that_drop_units_go_on_to_the_same_bits(planned, ranks):
     words = ("hardware.micro_batch=1",)
     whole, plan = planned(*words), planned(*words)
@@ -308,7 +309,6 @@ def test_three_ranks_or_more_that_drop_units_go_on_to_the_same_bits(planned, ran
     assert_same(plan, whole)
 
 
-@pytest.mark.slow
 def test_ranks_stopped_while_they_warm_up_or_validate_go_on_to_the_same_bits(planned):
     whole, plan = planned(), planned()
     assert attempt(whole, ranks=3) == 0
@@ -322,7 +322,6 @@ def test_ranks_stopped_while_they_warm_up_or_validate_go_on_to_the_same_bits(pla
     assert_same(plan, whole)
 
 
-@pytest.mark.slow
 def test_from_four_ranks_to_two_and_back_no_sample_is_lost_or_repeated(planned):
     words = ("model.dropout=0",)  # each rank drops other units: with dropout the losses of other ranks are others
     whole, plan = planned(*words), planned(*words)
