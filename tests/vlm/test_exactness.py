@@ -30,6 +30,8 @@ from vlm.data.dataset import open_data
 from vlm.trainer import Trainer
 from vlm.validation import mean_loss
 
+pytestmark = pytest.mark.slow
+
 STEP, MICRO_BATCH = "vlm.trainer.Trainer.train_step", "vlm.trainer.Trainer._loss_of"
 VALIDATION_BATCH, PICTURE = "vlm.validation.token_loss_sum", "vlm.data.cache.read_row"
 STEPS = 9
