@@ -148,7 +148,6 @@ def assert_same(plan: Plan, whole: Plan) -> None:
     assert plan.rundir.samples.read_bytes() == whole.rundir.samples.read_bytes()
 
 
-pytestmark = pytest.mark.slow
 PLACES = {
     "in the middle of an epoch": (Place(STEP, 4), 4, ()),
     "at the end of an epoch": (Place(STEP, 8), 8, ()),
