@@ -208,7 +208,7 @@ class Cluster:
         for path in (*layout.transient, layout.etc, layout.logs):
             if path.exists():
                 shutil.rmtree(path)
-            path.mkdir(mode=0o700 if path in (layout.state, layout.database) else 0o755)
+            path.mkdir(mode=0o700 if path in (layout.state, layout.database, layout.database_tmp) else 0o755)
         slurmctld, slurmdbd, *slurmds = daemons.free_ports(2 + spec.nodes)
         first_job = life % _LIVES * _IDS_PER_LIFE + 1
         site = Site(getpass.getuser(), slurmctld, slurmdbd, tuple(slurmds), first_job)

@@ -51,10 +51,11 @@ def start_mariadbd(layout: Layout) -> None:
     if not any(layout.database.iterdir()):
         installer = programs.locate("mariadb-install-db") or "mariadb-install-db"
         words = [installer, "--no-defaults", user, data, "--skip-test-db", "--auth-root-authentication-method=normal"]
-        _run(layout, "mariadbd", [*programs.clean_environment(layout), *words])
+        _run(layout, "mariadbd", [*programs.clean_environment(layout, TMPDIR=str(layout.database_tmp)), *words])
     layout.database_socket.unlink(missing_ok=True)
     _start(
         layout, "mariadbd", "--no-defaults", user, data, f"--socket={layout.database_socket}", "--skip-networking",
+        f"--tmpdir={layout.database_tmp}",
         f"--pid-file={layout.pid_file('mariadbd')}", f"--log-error={layout.log('mariadbd')}", "--skip-log-bin",
         # Disposable: no wait for the disk at each commit. The other two are what slurmdbd asks for.
         "--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=128M", "--innodb-lock-wait-timeout=900",

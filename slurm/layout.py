@@ -93,6 +93,11 @@ class Layout:
         return self.folder / "database" / "mariadb.socket"
 
     @property
+    def database_tmp(self) -> Path:
+        """MariaDB's temporary tables; in ``/tmp`` a server that starts would sweep away those of another."""
+        return self.folder / "database-tmp"
+
+    @property
     def run(self) -> Path:
         """Files with the daemons' process ids."""
         return self.folder / "run"
@@ -113,4 +118,4 @@ class Layout:
     @property
     def transient(self) -> tuple[Path, ...]:
         """What goes with ``down``. Configuration and logs stay: they tell how it ended."""
-        return (self.munge, self.state, self.spool, self.gpus, self.database, self.run)
+        return (self.munge, self.state, self.spool, self.gpus, self.database, self.database_tmp, self.run)
