@@ -36,7 +36,7 @@ slow: install
 
 # On a real Slurm, which this starts and stops. REQUIRE_SLURM=1: a machine without Slurm fails instead of skipping.
 integration: install slurm
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slurm and not storm" tests/integration $(if $(REQUIRE_SLURM),--require-slurm)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "slurm and not storm" tests/integration $(if $(REQUIRE_SLURM),--require-slurm)
 
 # No part of `make test`: the same faults from many seeds, here and, where there is one, on a real Slurm.
 SEEDS ?= 30

@@ -160,7 +160,7 @@ def what_broke(rundir: RunDir, job: str, code: int, restarts: int) -> tuple[int,
     if first is None:
         return code, words
     if first.get("after_another"):
-        return max(code, ExitCode.BUG), words if code > 128 else "a rank was killed, or its node was lost"
+        return (code, words) if code > 128 else (ExitCode.BUG, "a rank was killed, or its node was lost")
     said = f"rank {first.get('rank')} on {first.get('host')}: {first.get('kind')}: {first.get('message')}"
     broke = first.get("kind") == Hung.__name__  # it ended as what is stopped does, and nobody had asked it to
     return ExitCode.BUG if broke else int(first.get("code") or code), " ".join(said.split())
