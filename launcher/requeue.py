@@ -191,7 +191,7 @@ def _begun(events: Sequence[Mapping[str, Any]], job: str) -> list[Mapping[str, A
 
 def say(rundir: RunDir, state: str, reason: str) -> None:
     """Have ``status.json`` tell ``state`` and ``reason``; where the run stands stays as it is."""
-    status = rundir.read(rundir.status) or {}
+    status = rundir.read_status()
     rundir.write_status(**(status | {"state": state, "reason": reason, "heartbeat": time.time()}))
 
 
@@ -241,7 +241,7 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         if rundir.state() != "COMPLETED":
             say(rundir, "PREEMPTED", f"{decision.reason}; the same command goes on")
         return ExitCode.USER_ERROR
-    before = rundir.read(rundir.status) or {}
+    before = rundir.read_status()
     record(rundir, job, decision.reason)
     say(rundir, "REQUEUED", decision.reason)
     if slurm is None:

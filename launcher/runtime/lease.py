@@ -140,7 +140,7 @@ def _moves(rundir: RunDir, stop: StopFlag) -> bool:
     """Whether the heartbeat of the run changes; clocks of other machines are not trusted."""
 
     def heartbeat() -> Any:
-        return (rundir.read(rundir.status) or {}).get("heartbeat")
+        return rundir.read_status().get("heartbeat")
 
     first, deadline = heartbeat(), time.monotonic() + FENCE_S
     while time.monotonic() < deadline:

@@ -218,16 +218,33 @@ class RunDir:
             value = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise UserError(f"{path}: cannot be read ({error}); remove it or the run directory") from None
+        except ValueError as error:
+            raise _Torn(f"{path}: cannot be read ({error}); remove it or the run directory") from None
         if not isinstance(value, dict):
-            raise UserError(f"{path}: holds no JSON object; remove it or the run directory")
+            raise _Torn(f"{path}: holds no JSON object; remove it or the run directory")
         return value
+
+    def read_status(self) -> dict[str, Any]:
+        """``status.json``; empty where it is not there.
+
+        While a run goes on it is not synced, and a node that fails may leave it empty: what is torn says no more than
+        what the summary, which an attempt removes as it begins, says of the state. A requeue must not end with it.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            return self.read(self.status) or {}
+        except _Torn:
+            ended = self.read(self.summary) or {}
+            return {"state": ended["status"]} if "status" in ended else {}
 
     def state(self) -> str | None:
         """The run's state (PLANNED … COMPLETED), or None where it has none."""
-        status = self.read(self.status)
-        return None if status is None else str(status.get("state"))
+        state = self.read_status().get("state")
+        return None if state is None else str(state)
 
     def metric(self) -> float:
         """``metric_of`` its summary; NaN where it has none yet."""
@@ -239,7 +256,7 @@ class RunDir:
 
     def give_up(self, reason: str) -> None:
         """Have the run be FAILED for ``reason``, in its status and in its summary; where it stands stays as it is."""
-        status = self.read(self.status) or {}
+        status = self.read_status()
         self.write_status(**(status | {"state": "FAILED", "reason": reason, "heartbeat": time.time()}))
         step = status.get("step") or self.newest_step()
         write_json(self.summary, {"status": "FAILED", "step": step, "reason": reason})
@@ -263,6 +280,10 @@ def metric_of(summary: Mapping[str, Any]) -> float:
     """What a search minimises: the best validation loss, or the last training loss where nothing is validated."""
     values = (summary.get(name) for name in ("best_val_loss", "train_loss"))
     return next((float(v) for v in values if v is not None), float("nan"))
+
+
+class _Torn(UserError):
+    """A file of ours that is not what we wrote."""
 
 
 class _RunLock(FileLock):

@@ -196,7 +196,7 @@ class _Queue:
             if not stopping:
                 code = self._judge(running, code)
         self.codes[rundir.path.name] = code
-        status = rundir.read(rundir.status) or {}
+        status = rundir.read_status()
         state, reason = str(status.get("state") or "FAILED"), str(status.get("reason") or "")
         _say(f"{state}: {self._title(running.job)}{': ' + reason if reason else ''}")
 
@@ -295,7 +295,7 @@ def _close_killed(running: _Running) -> None:
     for rank in running.ranks:
         rank.wait()
     rundir = running.job.plan.rundir
-    status = rundir.read(rundir.status) or {}
+    status = rundir.read_status()
     if status.get("state") == "RUNNING" and not rundir.is_locked():
         reason = "killed before it had saved; it goes on from its last checkpoint"
         rundir.write_status(**(status | {"state": "PREEMPTED", "reason": reason}))
@@ -303,7 +303,7 @@ def _close_killed(running: _Running) -> None:
 
 def _close_status(rundir: RunDir, code: int, codes: Sequence[int], began: float) -> None:
     """Say how a run ended whose ranks could not say it themselves."""
-    status = rundir.read(rundir.status) or {}
+    status = rundir.read_status()
     is_new = float(status.get("heartbeat") or 0) >= began
     if is_new and status.get("state") in ("FAILED", "PREEMPTED", "COMPLETED"):
         return
@@ -326,7 +326,7 @@ def _tell(sweep: SweepDir, jobs: Sequence[Job], codes: Mapping[str, int]) -> Non
     failed = [run for run, code in bad.items() if code not in _STOPPED]
     if failed:
         rundir = sweep.run(failed[0])
-        reason = (rundir.read(rundir.status) or {}).get("reason", "")
+        reason = rundir.read_status().get("reason", "")
         known = [bad[run] for run in failed if bad[run] in tuple(ExitCode)]
         words = f"{len(failed)} of {len(jobs)} runs failed; {rundir.path}: {reason}"
         raise RunsNotDone(words, ExitCode(max(known, default=1)))

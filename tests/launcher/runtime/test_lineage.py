@@ -92,7 +92,18 @@ def test_a_line_goes_back_over_several_attempts_and_past_others(tmp_path):
     begin(tmp_path, 2, name(10, 1))
     begin(tmp_path, 3, name(10, 1))
     begin(tmp_path, 4, name(15, 3))
+    put(tmp_path, (10, 1), (12, 2), (15, 3))
+    assert found(tmp_path) == ([(15, 3), (10, 1)], [(12, 2)])
     assert ancestors(RunDir(tmp_path).attempt_events()) == {4: math.inf, 3: 15, 1: 10}
+
+
+def test_a_lost_record_of_attempts_hides_nothing_that_was_gone_on_from(tmp_path):
+    put(tmp_path, (10, 1), (15, 2), (20, 3), (30, 3))
+    begin(tmp_path, 4, name(20, 3))  # the first that there is a record of; it is killed before it commits
+    assert found(tmp_path) == ([(20, 3), (15, 2), (10, 1)], [(30, 3)])
+    put(tmp_path, (25, 4))
+    begin(tmp_path, 5, name(25, 4))
+    assert found(tmp_path) == ([(25, 4), (20, 3), (15, 2), (10, 1)], [(30, 3)])
 
 
 def test_an_attempt_that_says_it_came_from_itself_ends_the_line(tmp_path):

@@ -114,6 +114,22 @@ def test_status_is_replaced_and_gives_the_state(rundir):
     assert [path.name for path in rundir.path.iterdir()] == ["status.json"]
 
 
+@pytest.mark.parametrize("torn", [b"", b"[]", b"\0" * 64, b'{"state": "RUN'])
+def test_a_torn_status_says_what_the_summary_says(rundir, torn):
+    rundir.status.write_bytes(torn)
+    assert rundir.read_status() == {} and rundir.state() is None
+    rundir.give_up("so")
+    assert rundir.read_status()["reason"] == "so"
+    rundir.status.write_bytes(torn)
+    assert rundir.state() == "FAILED"
+
+
+def test_a_status_that_the_disk_does_not_give_is_an_error(rundir):
+    rundir.status.mkdir()
+    with pytest.raises(UserError, match=r"status\.json: cannot be read"):
+        rundir.state()
+
+
 def test_attempt_events_come_back_in_order_past_a_torn_one(rundir):
     assert rundir.attempt_events() == []
     rundir.add_attempt_event(event="start", attempt=1)
