@@ -46,7 +46,7 @@ def read_sections(values: Mapping[str, Any]) -> Sections:
     launch = parse(LaunchConfig, _section(values, "launch"), "launch")
     hardware = parse(HardwareConfig, _section(values, "hardware"), "hardware")
     site = parse(SiteConfig, _section(values, "site"), "site")
-    settings = parse(Settings, {f.name: _section(values, f.name) for f in dataclasses.fields(Settings)})
+    settings = parse(Settings, _settings(values))
     schema = resolve_name(task.schema)
     if not (isinstance(schema, type) and dataclasses.is_dataclass(schema)):
         raise UserError(f"task.schema={task.schema!r}: should name a dataclass")
@@ -156,6 +156,13 @@ def _freeze(
         overrides=tuple(overrides),
         cwd=str(facts.cwd),
     )
+
+
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections that the session obeys; a config tree of one's own may leave out those that have defaults."""
+    needed = {f.name for f in dataclasses.fields(Settings) if f.default is dataclasses.MISSING}
+    names = [f.name for f in dataclasses.fields(Settings) if f.name in needed or f.name in values]
+    return {name: _section(values, name) for name in names}
 
 
 def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -99,8 +99,11 @@ class _Attempt:
         started = time.monotonic()
         self._hosts = from_all_ranks(self._world.node)
         with self._watchdog() as watchdog:
-            may_restart = self._plan.settings().checkpoint.restart_if_damaged
-            search = find(self._rundir, self._plan.run_id, self._world, restart_if_damaged=may_restart)
+            settings = self._plan.settings().checkpoint
+            search = find(
+                self._rundir, self._plan.run_id, self._world,
+                restart_if_damaged=settings.restart_if_damaged, every_steps=settings.every_steps,
+            )  # fmt: skip
             self._begin(search)
             self._session = session = self._open_session(meter, search, watchdog.beat)
             if self._world.is_main:

@@ -57,7 +57,7 @@ class Run:
         lines = path.read_text().splitlines() if path.exists() else []
         return [event for line in lines if (event := json.loads(line))["event"] == kind]
 
-    def wait(self, holds: Callable[[], Any], seconds: float = 90) -> None:
+    def wait(self, holds: Callable[[], Any], seconds: float = 180) -> None:
         """Until ``holds``; fails with all that is known of the run if it never does."""
         reached = wait_until(holds, seconds)
         assert reached is not False, self.story()
@@ -66,7 +66,7 @@ class Run:
         """Until attempt ``attempt`` has logged a step from ``step`` on."""
         self.wait(lambda: len(self.events("start")) >= attempt and self.state == "RUNNING" and self.step >= step)
 
-    def wait_for(self, *states: str, seconds: float = 120) -> None:
+    def wait_for(self, *states: str, seconds: float = 240) -> None:
         """Until it is in one of ``states``."""
         self.wait(lambda: self.state in states, seconds)
 

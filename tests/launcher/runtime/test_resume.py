@@ -139,3 +139,24 @@ def test_what_differs_of_two_fingerprints_is_named():
     assert (now["ranks"], now["nodes"]) == (4, 2)
     assert fingerprint.differences(now, now) == []
     assert fingerprint.differences(now | {"ranks": 2, "old": 1}, now | {"new": 1}) == ["ranks 2 -> 4"]
+
+
+def test_checkpoints_that_are_gone_are_no_reason_to_start_over_in_silence(saved, search, tmp_path):
+    (newest,) = saved(1)
+    rundir = RunDir(tmp_path)
+    rundir.add_attempt_event(event="start", attempt=2, step=1, **{"from": newest.name})
+    shutil.rmtree(newest)
+    with pytest.raises(UserError, match=f"{newest.name}: an attempt went on from it, and it is gone"):
+        search()
+    assert search(restart_if_damaged=True).restored is None
+
+
+@pytest.mark.parametrize(("step", "refused"), [(0, False), (20, False), (21, True)])
+def test_a_run_that_went_far_must_have_left_a_checkpoint(tmp_path, step, refused):
+    rundir = RunDir(tmp_path)
+    rundir.write_status(state="RUNNING", step=step)
+    if not refused:
+        assert find(rundir, RUN_ID, World(), restart_if_damaged=False, every_steps=10).restored is None
+        return
+    with pytest.raises(UserError, match=f"the run was at step {step}, and no checkpoint of it is there"):
+        find(rundir, RUN_ID, World(), restart_if_damaged=False, every_steps=10)
