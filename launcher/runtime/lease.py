@@ -27,6 +27,7 @@ CHECK_S = 2.0
 """How often the holder looks whether it still is."""
 FENCE_S = 10.0
 """How long a new holder waits for one that may live on to see that it is over."""
+_LOCK_S = 0.5
 _POLL_S = 0.1
 
 
@@ -71,7 +72,7 @@ def take(rundir: RunDir, world: World, stop: StopFlag, stack: ExitStack) -> Call
     """
     left: int | None = None
     try:
-        stack.enter_context(rundir.lock())
+        _hold_lock(rundir, stack)
         before = _read(rundir.lease)
     except UserError as error:
         before = _read(rundir.lease)
@@ -85,6 +86,19 @@ def take(rundir: RunDir, world: World, stop: StopFlag, stack: ExitStack) -> Call
             raise UserError(f"run {rundir.path}: another process is training it{_of(before)}; wait for it or stop it")
         left = -1
     return lambda attempt: _take(rundir, world, attempt, left, stop)
+
+
+def _hold_lock(rundir: RunDir, stack: ExitStack) -> None:
+    """Tried for a moment: who only asks whether a run is locked holds the lock for an instant, too."""
+    deadline = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            stack.enter_context(rundir.lock())
+            return
+        except UserError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_POLL_S)
 
 
 def next_attempt(rundir: RunDir) -> int:

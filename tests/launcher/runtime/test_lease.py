@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -232,3 +233,13 @@ def test_a_stop_ends_the_wait_for_an_earlier_holder(rundir):
     stop.signal = signal.SIGTERM
     with ExitStack() as stack, pytest.raises(Stopped):
         take(rundir, World(), stop, stack)
+
+
+def test_who_only_asks_whether_a_run_is_locked_keeps_nobody_out(rundir):
+    asked = os.open(rundir.lock_file, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(asked, fcntl.LOCK_EX)
+    later = threading.Timer(0.2, os.close, (asked,))
+    later.start()
+    with ExitStack() as stack:
+        assert take(rundir, World(), StopFlag(), stack)(1).lost_to() is None
+    later.join()
