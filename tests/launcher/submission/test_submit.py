@@ -53,6 +53,7 @@ class Sweep:
         if pid == 0:
             code = 70
             try:
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # who tests in the background ignores it
                 before()
                 self.submit(jobs)
                 code = 0
