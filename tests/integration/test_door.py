@@ -146,7 +146,9 @@ def test_the_rank_that_was_killed_is_the_one_that_is_shown(user: User, cluster: 
 def test_an_array_that_never_began_is_seen_waiting_and_cancelled(user: User, client: Client):
     later = "+hydra.launcher.additional_parameters.begin=now+1hour"
     rows = user.submit("later", later, "trainer.seed=0,1,2,3")
-    assert [(row["state"], row["reason"]) for row in rows] == [("SUBMITTED", "BeginTime")] * 4 and rows[0]["start"]
+    assert [row["state"] for row in rows] == ["SUBMITTED"] * 4
+    assert wait_until(lambda: [r["reason"] for r in user.rows("runs/later")] == ["BeginTime"] * 4, 20)
+    assert user.rows("runs/later")[0]["start"]
     array = rows[0]["job_id"].partition("_")[0]
     assert "would cancel 1" in user.module("launcher", "cancel", f"{array}_2", "--dry-run").stdout
     user.module("launcher", "cancel", f"{array}_2")

@@ -116,6 +116,7 @@ def plan(run: Run) -> dict[str, Any]:
 def test_a_requeue_runs_the_frozen_code_and_a_command_by_hand_takes_todays(lab: Lab, edit: Callable[[str], None]):
     wish = (*ONE, "trainer.max_steps=600")
     whole = lab.uninterrupted(*wish)
+    whole.wait_for("COMPLETED", "FAILED")  # or the preemption might hit it, too
     run = lab.run("edited", *wish)
     frozen, today = plan(run), run.path / "today"
     run.wait_for_step(10)
@@ -137,7 +138,7 @@ def test_a_requeue_runs_the_frozen_code_and_a_command_by_hand_takes_todays(lab: 
 def test_another_science_is_another_run_and_never_goes_on_in_a_folder_that_is_not_its_own(lab: Lab):
     wish = (*ONE, "trainer.max_steps=100")
     run = lab.run("science", *wish)
-    run.wait_for("COMPLETED", "FAILED")
+    run.wait(lambda: run.events("end"))  # the last line that it writes
     kept = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
     words = ("launcher.run", "hydra/launcher=submitit_slurm", *BASE, *wish, "launch.name=science")
     done = lab.type(*words, "optim.lr=2e-3")

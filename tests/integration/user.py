@@ -57,6 +57,7 @@ def train(session):
         if config.trainer["seed"] == 13:
             raise RuntimeError("unlucky")
         if config.trainer["seed"] == 9 and step == 2 and "SLURM_RESTART_COUNT" not in os.environ:
+            session.settle()  # what the first step left is on disk
             os.kill(os.getpid(), signal.SIGKILL)
         session.log({"train/loss": 1.0 / step}, step)
         while step == 2 and not (Path(session.rundir.path).parent / "go").exists() and not session.should_stop():
