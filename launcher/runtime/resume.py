@@ -66,8 +66,9 @@ def find(
         search.problems.append(problem)
         if world.is_main:
             log.error("%s; passed over", problem)
-    if search.restored is None and (gone := from_main_rank(_gone(rundir, every_steps) if world.is_main else "")):
-        search.problems.append(gone)
+    if search.restored is None and not search.problems:
+        gone = from_main_rank(_gone(rundir, every_steps) if world.is_main else "")
+        search.problems += [gone] if gone else []
     if search.restored is None and search.problems and not restart_if_damaged:
         raise UserError(
             f"run {rundir.path}: none of its {len(search.problems)} checkpoints can be used ({search.problems[0]}); "
