@@ -189,12 +189,6 @@ def _begun(events: Sequence[Mapping[str, Any]], job: str) -> list[Mapping[str, A
     return [event for event in events if event.get("event") == "start" and str(event.get("job_id")) == job]
 
 
-def say(rundir: RunDir, state: str, reason: str) -> None:
-    """Have ``status.json`` tell ``state`` and ``reason``; where the run stands stays as it is."""
-    status = rundir.read_status()
-    rundir.write_status(**(status | {"state": state, "reason": reason, "heartbeat": time.time()}))
-
-
 def main() -> int:
     """The door; returns its exit code."""
     return guarded(lambda: _run(_arguments(), os.environ))
@@ -239,11 +233,11 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         return ExitCode.TRAINING_FAILED
     if not decision.requeue:
         if rundir.state() != "COMPLETED":
-            say(rundir, "PREEMPTED", f"{decision.reason}; the same command goes on")
+            rundir.say_state("PREEMPTED", f"{decision.reason}; the same command goes on")
         return ExitCode.USER_ERROR
     before = rundir.read_status()
     record(rundir, job, decision.reason)
-    say(rundir, "REQUEUED", decision.reason)
+    rundir.say_state("REQUEUED", decision.reason)
     if slurm is None:
         return BY_THE_SHELL
     try:
@@ -253,7 +247,7 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     except SlurmError as error:
         said = "saved" if code == ExitCode.STOPPED_SAVED else decision.reason
         how = f"{said}; Slurm may not requeue it here: python -m launcher resume {rundir.path}"
-        say(rundir, "PREEMPTED" if code in STOPPED else "FAILED", how)
+        rundir.say_state("PREEMPTED" if code in STOPPED else "FAILED", how)
         say_error(error)
     return ExitCode.USER_ERROR
 

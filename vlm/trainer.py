@@ -41,6 +41,7 @@ class Trainer:
         self.config: TrainConfig = session.config
         self.world = session.world
         self.data = data
+        self._tokenizer = data.tokenizer.to_json()  # once: a state is offered after each step
         torch.manual_seed(self.config.trainer.seed)
         self.model = VisionLanguageModel(self.config.model, data.tokenizer.vocab_size, self.config.data.normalize)
         self.model.to(self.world.device)
@@ -227,7 +228,7 @@ class Trainer:
             "model": self.model,
             "optimizer": self.optimizer,
             "scaler": self.precision.scaler,
-            "tokenizer": self.data.tokenizer.to_json(),
+            "tokenizer": self._tokenizer,
         }
 
     def _restore(self) -> int:

@@ -99,11 +99,8 @@ class _Attempt:
         started = time.monotonic()
         self._hosts = from_all_ranks(self._world.node)
         with self._watchdog() as watchdog:
-            settings = self._plan.settings().checkpoint
-            search = find(
-                self._rundir, self._plan.run_id, self._world,
-                restart_if_damaged=settings.restart_if_damaged, every_steps=settings.every_steps,
-            )  # fmt: skip
+            may_restart = self._plan.settings().checkpoint.restart_if_damaged
+            search = find(self._rundir, self._plan.run_id, self._world, restart_if_damaged=may_restart)
             self._begin(search)
             self._session = session = self._open_session(meter, search, watchdog.beat)
             if self._world.is_main:
@@ -226,7 +223,7 @@ class _Attempt:
         if self._session:
             self._session.write_status(state, self._reason)
         else:
-            self._rundir.write_status(state=state, step=step, heartbeat=time.time(), reason=self._reason)
+            self._rundir.say_state(state, self._reason)
         if summary:
             write_json(self._rundir.summary, summary)
         return summary

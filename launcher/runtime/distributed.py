@@ -130,36 +130,28 @@ class Channel:
 
     def from_main(self, value: T) -> T:
         """Rank 0's ``value``, on every rank."""
-        if self._group is None:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0, group=self._group)
-        return values[0]
+        return from_main_rank(value, self._group)
 
     def from_all(self, value: T) -> list[T]:
         """``value`` of every rank, by rank."""
-        if self._group is None:
-            return [value]
-        values: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value, group=self._group)
-        return values
+        return from_all_ranks(value, self._group)
 
 
-def from_all_ranks(value: Any) -> list[Any]:
+def from_all_ranks(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     """``value`` of every rank, by rank; each rank calls it and gets the same list."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 
-def from_main_rank(value: T) -> T:
+def from_main_rank(value: T, group: dist.ProcessGroup | None = None) -> T:
     """Rank 0's ``value``; each rank calls it."""
     if not dist.is_initialized():
         return value
     values = [value]
-    dist.broadcast_object_list(values, src=0)
+    dist.broadcast_object_list(values, src=0, group=group)
     return values[0]
 
 

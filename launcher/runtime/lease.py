@@ -127,16 +127,21 @@ def _take(rundir: RunDir, world: World, attempt: int, left: int | None, stop: St
 def _wait_for_its_end(left: int, stop: StopFlag) -> None:
     """Until whoever holds the lock behind descriptor ``left`` (-1: cannot be seen) is gone, at most ``FENCE_S``."""
     deadline = time.monotonic() + FENCE_S
-    while time.monotonic() < deadline:
+    try:
+        while time.monotonic() < deadline and not (left >= 0 and _is_free(left)):
+            _pause(stop)
+    finally:
         if left >= 0:
-            try:
-                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                pass
-        _pause(stop)
-    if left >= 0:
-        os.close(left)
+            os.close(left)
+
+
+def _is_free(descriptor: int) -> bool:
+    """Whether nobody holds the lock of a file."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_earlier_start(holder: dict[str, Any], world: World) -> bool:

@@ -39,19 +39,14 @@ class Search:
     """A line for each checkpoint that cannot be used, newest first."""
 
 
-def find(
-    rundir: RunDir, run_id: str, world: World, *, restart_if_damaged: bool, every_steps: int | None = None
-) -> Search:
+def find(rundir: RunDir, run_id: str, world: World, *, restart_if_damaged: bool) -> Search:
     """The checkpoint to go on from; every rank calls it and gets the same one.
 
     Rank 0 looks for candidates by step and attempt, never by time, and checks every file; each other rank checks what
     it reads itself. What one of them cannot read is passed over by all.
 
-    Args:
-        every_steps: how often a state is saved: a run that went far beyond it must have left one.
-
     Raises:
-        UserError: there are full states, or there should be, and none can be used; not with ``restart_if_damaged``.
+        UserError: there are full states, or there were, and none can be used; not with ``restart_if_damaged``.
     """
     search = Search()
     paths, orphans = candidates(rundir) if world.is_main else ([], [])
@@ -67,7 +62,7 @@ def find(
         if world.is_main:
             log.error("%s; passed over", problem)
     if search.restored is None and not search.problems:
-        gone = from_main_rank(_gone(rundir, every_steps) if world.is_main else "")
+        gone = from_main_rank(_gone(rundir) if world.is_main else "")
         search.problems += [gone] if gone else []
     if search.restored is None and search.problems and not restart_if_damaged:
         raise UserError(
@@ -79,15 +74,13 @@ def find(
     return search
 
 
-def _gone(rundir: RunDir, every_steps: int | None) -> str:
+def _gone(rundir: RunDir) -> str:
     """What tells that there was a full state; empty: nothing does."""
     sources = [event["from"] for event in rundir.attempt_events() if event.get("from")]
     if sources:
         return f"checkpoint {rundir.checkpoints / sources[-1]}: an attempt went on from it, and it is gone"
-    step = int((rundir.read_status() or {}).get("step") or 0)
-    if every_steps is not None and step > 2 * every_steps:
-        return f"{rundir.checkpoints}: the run was at step {step}, and no checkpoint of it is there"
-    return ""
+    saved = rundir.read_status().get("saved_step")
+    return f"{rundir.checkpoints}: step {saved} was saved, and no checkpoint is there" if saved else ""
 
 
 def _warn_of_changes(manifest: Manifest, world: World) -> None:

@@ -254,11 +254,14 @@ class RunDir:
         """Replace ``status.json``; not synced while it runs: an fsync waits for all that a save is writing."""
         write_json(self.status, values, durable=values.get("state") != "RUNNING")
 
+    def say_state(self, state: str, reason: str) -> None:
+        """Have ``status.json`` tell ``state`` and ``reason``; where the run stands stays as it is."""
+        self.write_status(**(self.read_status() | {"state": state, "reason": reason, "heartbeat": time.time()}))
+
     def give_up(self, reason: str) -> None:
-        """Have the run be FAILED for ``reason``, in its status and in its summary; where it stands stays as it is."""
-        status = self.read_status()
-        self.write_status(**(status | {"state": "FAILED", "reason": reason, "heartbeat": time.time()}))
-        step = status.get("step") or self.newest_step()
+        """Have the run be FAILED for ``reason``, in its status and in its summary."""
+        self.say_state("FAILED", reason)
+        step = self.read_status().get("step") or self.newest_step()
         write_json(self.summary, {"status": "FAILED", "step": step, "reason": reason})
 
     def add_attempt_event(self, **values: Any) -> None:
@@ -266,14 +269,19 @@ class RunDir:
         append_json_line(self.attempts, values)
 
     def attempt_events(self) -> list[dict[str, Any]]:
-        """All starts and ends so far."""
-        return read_json_lines(self.attempts)
+        """All starts, ends and requeues so far; a line that is no such record, torn or by another's hand, is none."""
+        return [event for event in read_json_lines(self.attempts) if _is_attempt_event(event)]
 
 
 def checkpoint_of(name: str) -> tuple[str, int, int] | None:
     """Kind, step and attempt of the checkpoint that a folder's name stands for; None: it is no checkpoint's."""
     found = _CHECKPOINT.fullmatch(name)
     return (found["kind"], int(found["step"]), int(found["attempt"])) if found else None
+
+
+def _is_attempt_event(event: Mapping[str, Any]) -> bool:
+    numbers = [event.get(name) for name in ("attempt", "step", "code", "restarts")]
+    return isinstance(event.get("event"), str) and all(n is None or isinstance(n, int) for n in numbers)
 
 
 def metric_of(summary: Mapping[str, Any]) -> float:

@@ -203,13 +203,14 @@ class Session:
         self._alive(f"after step {step}", _STATUS_EVERY_S)
 
     def write_status(self, state: str, reason: str = "") -> None:
-        """Replace ``status.json``: state, step, last loss, samples/s, heartbeat (seconds since the epoch)."""
+        """Replace ``status.json``: state, step, last loss, samples/s, step saved last, heartbeat (epoch seconds)."""
         self.rundir.write_status(
             state=state,
             step=self.step,
             loss=self.last.get("train/loss"),
             val_loss=self.last.get("val/loss"),
             samples_per_s=self.last.get("train/samples_per_s"),
+            saved_step=self._saver.committed,
             heartbeat=time.time(),
             reason=reason,
         )

@@ -130,8 +130,7 @@ def _see_not_cancelled(plan: Plan, token: str, env: Mapping[str, str]) -> None:
     if job is None or job not in SweepDir(rundir.path.parent).read_cancelled(token):
         return
     if env.get("SLURM_PROCID", "0") == "0" and rundir.state() != "COMPLETED":
-        status = rundir.read_status()
-        rundir.write_status(**(status | {"state": "CANCELLED", "reason": "cancelled; the same command goes on"}))
+        rundir.say_state("CANCELLED", "cancelled; the same command goes on")
     raise UserError(f"job {job} was cancelled: it does not run again; the same command goes on")
 
 

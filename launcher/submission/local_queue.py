@@ -295,10 +295,8 @@ def _close_killed(running: _Running) -> None:
     for rank in running.ranks:
         rank.wait()
     rundir = running.job.plan.rundir
-    status = rundir.read_status()
-    if status.get("state") == "RUNNING" and not rundir.is_locked():
-        reason = "killed before it had saved; it goes on from its last checkpoint"
-        rundir.write_status(**(status | {"state": "PREEMPTED", "reason": reason}))
+    if rundir.state() == "RUNNING" and not rundir.is_locked():
+        rundir.say_state("PREEMPTED", "killed before it had saved; it goes on from its last checkpoint")
 
 
 def _close_status(rundir: RunDir, code: int, codes: Sequence[int], began: float) -> None:
@@ -316,7 +314,7 @@ def _close_status(rundir: RunDir, code: int, codes: Sequence[int], began: float)
         state, reason = "FAILED", ", ".join(words)
     elif status.get("state"):  # an earlier attempt's word on where it stands still holds
         state, reason = "PREEMPTED", "stopped on request"
-    rundir.write_status(**(status | {"state": state, "reason": reason, "heartbeat": time.time()}))
+    rundir.say_state(state, reason)
 
 
 def _tell(sweep: SweepDir, jobs: Sequence[Job], codes: Mapping[str, int]) -> None:

@@ -151,12 +151,12 @@ def test_checkpoints_that_are_gone_are_no_reason_to_start_over_in_silence(saved,
     assert search(restart_if_damaged=True).restored is None
 
 
-@pytest.mark.parametrize(("step", "refused"), [(0, False), (20, False), (21, True)])
-def test_a_run_that_went_far_must_have_left_a_checkpoint(tmp_path, step, refused):
+@pytest.mark.parametrize(("saved_step", "refused"), [(None, False), (0, False), (21, True)])
+def test_a_run_that_has_saved_must_have_left_a_checkpoint(tmp_path, saved_step, refused):
     rundir = RunDir(tmp_path)
-    rundir.write_status(state="RUNNING", step=step)
+    rundir.write_status(state="RUNNING", step=40, saved_step=saved_step)
     if not refused:
-        assert find(rundir, RUN_ID, World(), restart_if_damaged=False, every_steps=10).restored is None
+        assert find(rundir, RUN_ID, World(), restart_if_damaged=False).restored is None
         return
-    with pytest.raises(UserError, match=f"the run was at step {step}, and no checkpoint of it is there"):
-        find(rundir, RUN_ID, World(), restart_if_damaged=False, every_steps=10)
+    with pytest.raises(UserError, match=f"step {saved_step} was saved, and no checkpoint is there"):
+        find(rundir, RUN_ID, World(), restart_if_damaged=False)

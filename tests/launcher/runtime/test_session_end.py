@@ -161,5 +161,6 @@ def test_the_status_tells_state_step_and_losses(desk):
     status = json.loads(at.rundir.status.read_text())
     assert status.pop("heartbeat") > 0
     assert status == {
-        "state": "FAILED", "step": 7, "loss": 2.0, "val_loss": 3.0, "samples_per_s": 10.0, "reason": "so",
+        "state": "FAILED", "step": 7, "loss": 2.0, "val_loss": 3.0, "samples_per_s": 10.0, "saved_step": None,
+        "reason": "so",
     }  # fmt: skip
