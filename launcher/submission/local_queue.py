@@ -1,7 +1,7 @@
 """``hydra/launcher=submitit_local``: the jobs of a cluster as processes on this machine, a few at a time.
 
 Ranks find each other by the variables that submitit's own local executor sets. A run that broke down, or is out of
-time, is started again as Slurm's jobs are (``launcher.requeue.decide``). Ctrl-C (or SIGTERM) lets every running run
+time, is started again as Slurm's jobs are (``launcher.runtime.policy``). Ctrl-C (or SIGTERM) lets every running run
 save and leaves it resumable; a second Ctrl-C kills them.
 """
 
@@ -20,10 +20,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.requeue import ASKED, BROKE_DOWN, OUT_OF_TIME, judge, limits_of, record, what_broke
 from launcher.runtime.device import visible_gpus
 from launcher.runtime.errors import ExitCode, RunsNotDone, UserError
 from launcher.runtime.place import LOCAL_RESTARTS
+from launcher.runtime.policy import ASKED, BROKE_DOWN, OUT_OF_TIME, judge, limits_of, record, what_broke
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir, write_plans
