@@ -121,3 +121,53 @@ def record(rundir: RunDir, job: str, reason: str) -> None:
 
 def _begun(events: Sequence[Mapping[str, Any]], job: str) -> list[Mapping[str, Any]]:
     return [event for event in events if event.get("event") == "start" and str(event.get("job_id")) == job]
+
+
+def settle(plan: Plan, job: str, code: int, restarts: int, *, out_of_time: bool = False) -> tuple[int, bool]:
+    """Decide on a run whose processes are gone and that is not done, where no Slurm knows why; its files tell it.
+
+    Args:
+        job: the job that ran it, after ``restarts`` requeues.
+        code: with which they ended.
+        out_of_time: they were asked to stop because its longest time was over.
+
+    Returns:
+        The exit code that counts, and whether the run waits for another start.
+    """
+    code, broken = what_broke(plan.rundir, job, code, restarts)
+    cause = OUT_OF_TIME if out_of_time else f"{BROKE_DOWN}: {broken}"
+    if code in STOPPED and not out_of_time:
+        cause = ASKED
+        if code == ExitCode.STOPPED_SAVED:  # by somebody who knows its process: they mean this run
+            return code, False
+    decision = judge(plan.rundir, job, code, cause, limits_of(plan), restarts)
+    if decision.failed:
+        plan.rundir.give_up(decision.reason)
+        return ExitCode.TRAINING_FAILED, False
+    if decision.requeue:
+        record(plan.rundir, job, decision.reason)
+    return code, decision.requeue
+
+
+def close_status(rundir: RunDir, codes: Sequence[int], code: int, began: float) -> None:
+    """Say how a run ended whose ranks could not say it themselves.
+
+    Args:
+        codes: of each rank, minus the signal that killed it.
+        code: the one of them that says most.
+        began: seconds since the epoch; what its files said before is an earlier attempt's word.
+    """
+    status = rundir.read_status()
+    is_new = float(status.get("heartbeat") or 0) >= began
+    if is_new and status.get("state") in ("FAILED", "PREEMPTED", "COMPLETED"):
+        return
+    state, reason = "PREEMPTED", "stopped before its first step"
+    if code not in (ExitCode.STOPPED_SAVED, ExitCode.STOPPED_NOT_SAVED):
+        ended = {rank: code for rank, code in enumerate(codes) if code}
+        words = [
+            f"rank {r}: code {c}" if c > 0 else f"rank {r} ended by {signal.Signals(-c).name}" for r, c in ended.items()
+        ]
+        state, reason = "FAILED", ", ".join(words)
+    elif status.get("state"):  # an earlier attempt's word on where it stands still holds
+        state, reason = "PREEMPTED", "stopped on request"
+    rundir.say_state(state, reason)

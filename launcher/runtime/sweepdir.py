@@ -92,6 +92,10 @@ class SweepDir:
         """Exists where a submission was given up: should Slurm have it after all, its jobs end at once."""
         return self.path / "submissions" / f"{token}.withdrawn"
 
+    def queue(self, token: str) -> Path:
+        """Folder of the queue of a submission whose members are packed (``launcher.runtime.pack.queue``)."""
+        return self.path / "queues" / token
+
     def refusal(self, token: str, job_id: str, restarts: str) -> Path:
         """Exists where a start of a job ended before it could train, by what its user has to mend: the exit code.
 

@@ -23,8 +23,7 @@ from pathlib import Path
 from launcher.runtime.device import visible_gpus
 from launcher.runtime.errors import ExitCode, RunsNotDone, UserError
 from launcher.runtime.place import LOCAL_RESTARTS
-from launcher.runtime.policy import ASKED, BROKE_DOWN, OUT_OF_TIME, judge, limits_of, record, what_broke
-from launcher.runtime.rundir import RunDir
+from launcher.runtime.policy import close_status, settle
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir, write_plans
 from launcher.runtime.world import tunables
@@ -192,7 +191,7 @@ class _Queue:
         if running.asked and code == 128 + signal.SIGTERM:  # it had not even begun
             code = ExitCode.STOPPED_SAVED
         if code != ExitCode.DONE and not rundir.is_locked():  # locked: another command trains it
-            _close_status(rundir, code, codes, running.began)
+            close_status(rundir, codes, code, running.began)
             if not stopping:
                 code = self._judge(running, code)
         self.codes[rundir.path.name] = code
@@ -202,22 +201,13 @@ class _Queue:
 
     def _judge(self, running: _Running, code: int) -> int:
         """Have a run that is not done wait for its next start, or give it up; returns the code that it ends with."""
-        plan, job_id = running.job.plan, self._job_id(running.index)
-        limits, restarts = limits_of(plan), self._restarts[running.index]
-        code, broken = what_broke(plan.rundir, job_id, code, restarts)
-        cause = OUT_OF_TIME if running.asked else f"{BROKE_DOWN}: {broken}"
-        if code in _STOPPED and not running.asked:
-            cause = ASKED
-            if code == ExitCode.STOPPED_SAVED:  # by somebody who knows its process: they mean this run
-                return code
-        decision = judge(plan.rundir, job_id, code, cause, limits, restarts)
-        if decision.failed:
-            plan.rundir.give_up(decision.reason)
-            return ExitCode.TRAINING_FAILED
-        if decision.requeue:
-            record(plan.rundir, job_id, decision.reason)
-            self._restarts[running.index] += 1
-            self._waiting.insert(0, running.index)
+        index = running.index
+        code, again = settle(
+            running.job.plan, self._job_id(index), code, self._restarts[index], out_of_time=running.asked
+        )
+        if again:
+            self._restarts[index] += 1
+            self._waiting.insert(0, index)
         return code
 
 
@@ -297,24 +287,6 @@ def _close_killed(running: _Running) -> None:
     rundir = running.job.plan.rundir
     if rundir.state() == "RUNNING" and not rundir.is_locked():
         rundir.say_state("PREEMPTED", "killed before it had saved; it goes on from its last checkpoint")
-
-
-def _close_status(rundir: RunDir, code: int, codes: Sequence[int], began: float) -> None:
-    """Say how a run ended whose ranks could not say it themselves."""
-    status = rundir.read_status()
-    is_new = float(status.get("heartbeat") or 0) >= began
-    if is_new and status.get("state") in ("FAILED", "PREEMPTED", "COMPLETED"):
-        return
-    state, reason = "PREEMPTED", "stopped before its first step"
-    if code not in _STOPPED:
-        ended = {rank: code for rank, code in enumerate(codes) if code}
-        words = [
-            f"rank {r}: code {c}" if c > 0 else f"rank {r} ended by {signal.Signals(-c).name}" for r, c in ended.items()
-        ]
-        state, reason = "FAILED", ", ".join(words)
-    elif status.get("state"):  # an earlier attempt's word on where it stands still holds
-        state, reason = "PREEMPTED", "stopped on request"
-    rundir.say_state(state, reason)
 
 
 def _tell(sweep: SweepDir, jobs: Sequence[Job], codes: Mapping[str, int]) -> None:
