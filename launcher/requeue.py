@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
+from launcher.runtime.pack.queue import Queue
 from launcher.runtime.place import job_id, number
+from launcher.runtime.plan import Plan
 from launcher.runtime.policy import (
     ASKED,
     BROKE_DOWN,
@@ -27,12 +29,16 @@ from launcher.runtime.policy import (
     OUT_OF_TIME,
     PREEMPTED,
     STOPPED,
+    Decision,
+    Ended,
+    decide,
     judge,
+    killed_or_code,
     limits_of,
     record,
     what_broke,
 )
-from launcher.runtime.progress import began_since_requeue
+from launcher.runtime.progress import began_since_requeue, requeues, starts, without_progress
 from launcher.runtime.sweepdir import SweepDir
 from launcher.runtime.worker import read_plan
 from launcher.runtime.world import array_element
@@ -100,57 +106,136 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("plans", type=Path, metavar="PLANS", help="file of plans, one a line")
     parser.add_argument("--code", type=int, required=True, help="exit code of srun")
     parser.add_argument("--warned", type=float, default=0.0, metavar="S", help="--signal=USR2@S of the job")
+    parser.add_argument("--packed", action="store_true", help="the job is a worker of packed members")
     parser.add_argument("--submission", metavar="TOKEN", help="which submission it is of")
     return parser.parse_args()
+
+
+class _OneRun:
+    """A job that trains one run, as the door sees it."""
+
+    def __init__(self, plan: Plan, job: str, restarts: int, refusal: Path) -> None:
+        self.rundir, self.limits, self._job, self._restarts = plan.rundir, limits_of(plan), job, restarts
+        self._refusal = refusal
+        self._before: dict[str, Any] = {}
+
+    def what_broke(self, code: int) -> tuple[int, str]:
+        return what_broke(self.rundir, self._job, code, self._restarts)
+
+    def is_for_the_user(self, code: int) -> bool:
+        """Whether it ended, before it could train or after, by what a requeue would not change."""
+        begun = began_since_requeue(self.rundir.attempt_events(), self._job, self._restarts)
+        return code in NEVER or (self._refusal.exists() and not begun)
+
+    def judge(self, code: int, cause: str) -> Decision:
+        return judge(self.rundir, self._job, code, cause, self.limits, self._restarts)
+
+    def give_up(self, reason: str) -> None:
+        self.rundir.give_up(reason)
+
+    def stay(self, reason: str) -> None:
+        if self.rundir.state() != "COMPLETED":
+            self.rundir.say_state("PREEMPTED", f"{reason}; the same command goes on")
+
+    def requeued(self, reason: str) -> None:
+        self.rundir.path.mkdir(parents=True, exist_ok=True)
+        self._before = self.rundir.read_status()
+        record(self.rundir, self._job, reason)
+        self.rundir.say_state("REQUEUED", reason)
+
+    def not_requeued(self) -> None:
+        """Somebody was faster, or it is being cancelled."""
+        self.rundir.write_status(**(self._before or {"state": "PREEMPTED", "reason": "stopped before its first step"}))
+
+    def refused(self, code: int, reason: str) -> None:
+        said = "saved" if code == ExitCode.STOPPED_SAVED else reason
+        how = f"{said}; Slurm may not requeue it here: python -m launcher resume {self.rundir.path}"
+        self.rundir.say_state("PREEMPTED" if code in STOPPED else "FAILED", how)
+
+
+class _Worker:
+    """A job that runs packed members: they wait for any worker, and what becomes of each is its own affair."""
+
+    def __init__(self, plan: Plan, queue: Queue, job: str, restarts: int) -> None:
+        self._limits, self._queue, self._job, self._restarts = limits_of(plan), queue, job, restarts
+
+    def what_broke(self, code: int) -> tuple[int, str]:
+        return code, killed_or_code(code)
+
+    def is_for_the_user(self, code: int) -> bool:
+        return code in NEVER
+
+    def judge(self, code: int, cause: str) -> Decision:
+        events = self._queue.events(self._job)
+        silent = 0 if began_since_requeue(events, self._job, self._restarts) else 1
+        led_on = sum(event["event"] == "began" for event in events)
+        idle = without_progress(events, self._job, led_on)
+        timeouts = requeues(events, self._job, OUT_OF_TIME)
+        return decide(Ended(code, cause, starts(events, self._job) + silent, idle + silent, timeouts), self._limits)
+
+    def give_up(self, reason: str) -> None:
+        """Its members are not lost: other workers take them, or the same command does."""
+
+    stay = give_up
+
+    def requeued(self, reason: str) -> None:
+        self._queue.add_event(self._job, "requeue", reason=reason)
+
+    def not_requeued(self) -> None:
+        """Nothing was said in a file of a run."""
+
+    def refused(self, code: int, reason: str) -> None:
+        """As ``give_up``."""
 
 
 def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     job = job_id(env)
     if job is None:
         raise UserError("SLURM_JOB_ID is not set: this is called by a batch script of the launcher")
-    plan = read_plan(args.plans, array_element(env) or 0)
-    rundir, sweep = plan.rundir, SweepDir(plan.rundir.path.parent)
+    plan, restarts = read_plan(args.plans, 0 if args.packed else array_element(env) or 0), _restarts(env)
+    sweep = SweepDir(plan.rundir.path.parent)
+    subject: _OneRun | _Worker
+    if args.packed:
+        subject = _Worker(plan, Queue(sweep.queue(args.plans.stem)), job, restarts)
+    else:
+        subject = _OneRun(plan, job, restarts, sweep.refusal(args.plans.stem, job, str(restarts)))
 
     def cancelled() -> bool:
         return job in sweep.read_cancelled(args.submission)
 
-    restarts = number(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0
-    code, broken = what_broke(rundir, job, args.code, restarts)
-    refused = sweep.refusal(args.plans.stem, job, str(restarts)).exists()
-    if code in NEVER or (refused and not began_since_requeue(rundir.attempt_events(), job, restarts)):
+    code, broken = subject.what_broke(args.code)
+    if subject.is_for_the_user(code):
         return ExitCode.USER_ERROR
     if cancelled():  # ``launcher cancel`` has had it save; its scancel follows
         return ExitCode.DONE
-    rundir.path.mkdir(parents=True, exist_ok=True)
     slurm = Slurm(env, patient=False) if shutil.which("scontrol", path=env.get("PATH")) else None
     shown = _patiently(lambda: slurm.show_job(job)) if slurm else {}
     cause = classify(shown, code, broken, datetime.now(), args.warned, restarts)
     if cause is None:
         return ExitCode.DONE
-    decision = judge(rundir, job, code, cause, limits_of(plan), restarts)
+    decision = subject.judge(code, cause)
     if decision.failed:
-        rundir.give_up(decision.reason)
+        subject.give_up(decision.reason)
         say_error(UserError(decision.reason))
         return ExitCode.TRAINING_FAILED
     if not decision.requeue:
-        if rundir.state() != "COMPLETED":
-            rundir.say_state("PREEMPTED", f"{decision.reason}; the same command goes on")
+        subject.stay(decision.reason)
         return ExitCode.USER_ERROR
-    before = rundir.read_status()
-    record(rundir, job, decision.reason)
-    rundir.say_state("REQUEUED", decision.reason)
+    subject.requeued(decision.reason)
     if slurm is None:
         return BY_THE_SHELL
     try:
         if not _patiently(lambda: _ask(slurm, job, restarts, cancelled)):
-            rundir.write_status(**(before or {"state": "PREEMPTED", "reason": "stopped before its first step"}))
+            subject.not_requeued()
         return ExitCode.DONE
     except SlurmError as error:
-        said = "saved" if code == ExitCode.STOPPED_SAVED else decision.reason
-        how = f"{said}; Slurm may not requeue it here: python -m launcher resume {rundir.path}"
-        rundir.say_state("PREEMPTED" if code in STOPPED else "FAILED", how)
+        subject.refused(code, decision.reason)
         say_error(error)
     return ExitCode.USER_ERROR
+
+
+def _restarts(env: Mapping[str, str]) -> int:
+    return number(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0
 
 
 def _ask(slurm: Slurm, job: str, restarts: int, cancelled: Callable[[], bool]) -> bool:

@@ -85,12 +85,7 @@ def what_broke(rundir: RunDir, job: str, code: int, restarts: int) -> tuple[int,
     events = rundir.attempt_events()
     begun = _begun(events, job) if began_since_requeue(events, job, restarts) else []  # else it has not even begun
     first = first_failure(rundir, str(begun[-1].get("incarnation"))) if begun else None
-    if code > 128:
-        killed = code - 128
-        named = signal.Signals(killed).name if killed in list(signal.Signals) else f"signal {killed}"
-        words = f"a rank was killed ({named})"
-    else:
-        words = f"exit code {code}"
+    words = killed_or_code(code)
     if first is None:
         return code, words
     if first.get("after_another"):
@@ -98,6 +93,15 @@ def what_broke(rundir: RunDir, job: str, code: int, restarts: int) -> tuple[int,
     said = f"rank {first.get('rank')} on {first.get('host')}: {first.get('kind')}: {first.get('message')}"
     broke = first.get("kind") == Hung.__name__  # it ended as what is stopped does, and nobody had asked it to
     return ExitCode.BUG if broke else int(first.get("code") or code), " ".join(said.split())
+
+
+def killed_or_code(code: int) -> str:
+    """An exit code in words."""
+    if code <= 128:
+        return f"exit code {code}"
+    killed = code - 128
+    named = signal.Signals(killed).name if killed in list(signal.Signals) else f"signal {killed}"
+    return f"a rank was killed ({named})"
 
 
 def judge(rundir: RunDir, job: str, code: int, cause: str, limits: RequeueSettings, restarts: int) -> Decision:

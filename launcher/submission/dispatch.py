@@ -18,6 +18,7 @@ from launcher.runtime.files import write_atomic
 from launcher.runtime.sweepdir import SweepDir
 from launcher.schema import LaunchConfig
 from launcher.slurm_cli import Slurm, SlurmAway, require_slurm
+from launcher.submission.packing import Packing, without_curves
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
 from launcher.submission.submit import Job, Receipt, claim_folders, require_accepted, submit, told_apart
 
@@ -48,7 +49,8 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
     sweep = _sweep_dir(launch, members[0], cwd)
     targets = [member.values["task"][key] for member in members for key in ("target", "schema")]
     snapshot = take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(targets)], leave_out=sweep.path.parent)
-    jobs = [_job(member, sweep, snapshot, cwd, here) for member in members]
+    packing = Packing.of(launch)
+    jobs = [_job(member, sweep, snapshot, cwd, here, packing) for member in members]
     unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
     if len(unique) < len(jobs):
         print(f"{len(jobs) - len(unique)} of {len(jobs)} members learn the same as others: run once", file=sys.stderr)
@@ -67,7 +69,7 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
             _record(sweep, unique, snapshot, logs, cwd)
             metrics: Mapping[str, Any] = run_all(sweep, unique, snapshot, launch.parallel, env, logs)
         return [metrics.get(job.plan.run_id) for job in jobs]
-    receipts = _to_slurm(sweep, unique, slurm, snapshot, logs, cwd)
+    receipts = _to_slurm(sweep, unique, slurm, snapshot, logs, cwd, packing)
     if launch.wait or values_needed:
         from launcher.submission.waiting import wait_for
 
@@ -77,7 +79,13 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
 
 
 def _to_slurm(
-    sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm, snapshot: Snapshot, logs: Path, cwd: Path
+    sweep: SweepDir,
+    jobs: Sequence[Job],
+    slurm: Slurm,
+    snapshot: Snapshot,
+    logs: Path,
+    cwd: Path,
+    packing: Packing | None,
 ) -> dict[str, Receipt]:
     """Submit, and say what became of it; the receipts by run_id."""
     away: SlurmAway | None = None
@@ -89,7 +97,7 @@ def _to_slurm(
         _record(sweep, jobs, snapshot, logs, cwd)
         if away is not None:
             raise SlurmAway(f"{away}; the runs stay planned, the same command submits them")
-        receipts = {r.run_id: r for r in submit(sweep, jobs, slurm, snapshot, lock, logs)}
+        receipts = {r.run_id: r for r in submit(sweep, jobs, slurm, snapshot, lock, logs, packing)}
     _say(sweep, jobs, receipts, slurm)
     return receipts
 
@@ -113,11 +121,13 @@ def _absolute(key: str, said: str, cwd: Path) -> Path:
         raise UserError(f"{key}={said}: {error}") from None
 
 
-def _job(member: Member, sweep: SweepDir, snapshot: Snapshot, cwd: Path, here: bool) -> Job:
+def _job(member: Member, sweep: SweepDir, snapshot: Snapshot, cwd: Path, here: bool, packing: Packing | None) -> Job:
     plan, resources = make_queued_plan(
         member.values, member.queue, default_name=sweep.path.name, cwd=cwd, code=snapshot.id, here=here,
         overrides=member.words,
     )  # fmt: skip
+    if packing and packing.takes(resources.hardware):
+        plan = without_curves(plan)
     return Job(plan, resources, member.overrides)
 
 

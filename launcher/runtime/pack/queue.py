@@ -147,6 +147,11 @@ class Queue:
         return self.workers / f"{worker}.jsonl"
 
 
+def entry_name(index: int) -> str:
+    """The entry of the plan on line ``index`` (from 0) of a submission."""
+    return f"{index:06d}"
+
+
 def _rename(old: Path, new: Path) -> bool:
     """Whether this call renamed it. An NFS client may ask twice and hear of the second time that there is none."""
     try:

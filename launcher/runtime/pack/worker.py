@@ -71,11 +71,6 @@ class Members:
             raise UserError(f"plans {self._plans}: element {element}: {error}; submit the sweep again") from None
 
 
-def entry_name(index: int) -> str:
-    """The entry of the plan on line ``index`` (from 0)."""
-    return f"{index:06d}"
-
-
 def main() -> int:
     """The door; returns its exit code."""
     stop = StopFlag()
