@@ -127,7 +127,7 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
         own = own.again()  # its job may have ended well after its files were read and before Slurm was asked
     job = word.job(own)
     state, reason = _decide(own, slurms, word.known)
-    waits = state in ("SUBMITTED", "REQUEUED") and job is not None
+    waits = state in ("SUBMITTED", "REQUEUED") and job is not None and job.state in _WAITING
     return RunState(
         run_id=own.rundir.path.name,
         path=str(own.rundir.path),
@@ -138,7 +138,7 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
         samples_per_s=own.status.get("samples_per_s"),
         attempts=len(own.starts),
         job_id=own.job_id,
-        node=job.nodes if job and job.nodes else own.hosts,
+        node=own.hosts if own.packed == "waiting" else job.nodes if job and job.nodes else own.hosts,
         reason=job.reason.replace("None", "") if waits and job else reason,
         start=job.start if waits and job and job.start != "N/A" else "",
         slurm=slurms,
