@@ -11,6 +11,7 @@ from typing import Any
 
 from launcher.environment import uncommitted
 from launcher.members import Member, require_one_launcher
+from launcher.named_sweep import as_typed
 from launcher.naming import default_name
 from launcher.plan import make_queued_plan, read_sections
 from launcher.runtime.errors import UserError
@@ -18,6 +19,7 @@ from launcher.runtime.files import write_atomic
 from launcher.runtime.sweepdir import SweepDir
 from launcher.schema import LaunchConfig
 from launcher.slurm_cli import Slurm, SlurmAway, require_slurm
+from launcher.submission.goal import Goal, only, require_same_sweep, say_merged
 from launcher.submission.packing import Packing, without_curves
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
 from launcher.submission.submit import Job, Receipt, claim_folders, require_accepted, submit, told_apart
@@ -29,12 +31,20 @@ _SHOWN = 20
 """Most runs that are listed one by one."""
 
 
-def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, values_needed: bool = False) -> list[Any]:
+def dispatch(
+    members: Sequence[Member],
+    env: Mapping[str, str],
+    cwd: Path,
+    *,
+    values_needed: bool = False,
+    goal: Goal | None = None,
+) -> list[Any]:
     """Plan ``members`` and hand them to the queue that they choose.
 
     Args:
         cwd: the folder in which the command was typed.
         values_needed: wait for the runs whatever ``launch.wait`` says: a search goes on with their values.
+        goal: of a named sweep.
 
     Returns:
         For each member its metric where it was waited for, else its job's id, or None where it has none.
@@ -47,13 +57,14 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
     if not here:
         require_slurm(env)
     sweep = _sweep_dir(launch, members[0], cwd)
+    require_same_sweep(sweep, goal, [member.values["task"]["target"] for member in members])
     targets = [member.values["task"][key] for member in members for key in ("target", "schema")]
     snapshot = take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(targets)], leave_out=sweep.path.parent)
     packing = Packing.of(launch)
     jobs = [_job(member, sweep, snapshot, cwd, here, packing) for member in members]
     unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
     if len(unique) < len(jobs):
-        print(f"{len(jobs) - len(unique)} of {len(jobs)} members learn the same as others: run once", file=sys.stderr)
+        say_merged(len(jobs) - len(unique), len(jobs))
     env = snapshot.without_live_code(env)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)
@@ -66,16 +77,21 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
         from launcher.submission.local_queue import run_all
 
         with sweep.locked():  # to the end: another queue would take the same runs
-            _record(sweep, unique, snapshot, logs, cwd)
+            _record(sweep, unique, snapshot, logs, cwd, goal)
             metrics: Mapping[str, Any] = run_all(sweep, unique, snapshot, launch.parallel, env, logs)
-        return [metrics.get(job.plan.run_id) for job in jobs]
-    receipts = _to_slurm(sweep, unique, slurm, snapshot, logs, cwd, packing)
+        return _values(jobs, metrics, goal)
+    receipts = _to_slurm(sweep, unique, slurm, snapshot, logs, cwd, packing, goal)
     if launch.wait or values_needed:
         from launcher.submission.waiting import wait_for
 
         metrics = wait_for(sweep, list(receipts), slurm)
-        return [metrics.get(job.plan.run_id) for job in jobs]
+        return _values(jobs, metrics, goal)
     return [receipts[job.plan.run_id].job_id for job in jobs]
+
+
+def _values(jobs: Sequence[Job], metrics: Mapping[str, Any], goal: Goal | None) -> list[Any]:
+    """The metric of each run that was waited for: the one that the sweep is after."""
+    return [metrics.get(job.plan.run_id) if goal is None else goal.value(job.plan.rundir) for job in jobs]
 
 
 def _to_slurm(
@@ -86,6 +102,7 @@ def _to_slurm(
     logs: Path,
     cwd: Path,
     packing: Packing | None,
+    goal: Goal | None,
 ) -> dict[str, Receipt]:
     """Submit, and say what became of it; the receipts by run_id."""
     away: SlurmAway | None = None
@@ -94,7 +111,7 @@ def _to_slurm(
     except SlurmAway as error:
         away = error
     with sweep.locked() as lock:
-        _record(sweep, jobs, snapshot, logs, cwd)
+        _record(sweep, jobs, snapshot, logs, cwd, goal)
         if away is not None:
             raise SlurmAway(f"{away}; the runs stay planned, the same command submits them")
         receipts = {r.run_id: r for r in submit(sweep, jobs, slurm, snapshot, lock, logs, packing)}
@@ -152,7 +169,9 @@ def _logs(sweep: SweepDir, first: Member, cwd: Path) -> Path:
     return _absolute("hydra.launcher.submitit_folder", str(Path(*parts[:numbered])), cwd)
 
 
-def _record(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, logs: Path, cwd: Path) -> None:
+def _record(
+    sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, logs: Path, cwd: Path, goal: Goal | None
+) -> None:
     """Write down everything that the jobs will need, and what was asked for."""
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -163,7 +182,8 @@ def _record(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, logs: Path
     if (diff_id := jobs[0].plan.environment["diff_id"]) and not sweep.diff(diff_id).exists():
         sweep.diff(diff_id).parent.mkdir(exist_ok=True)
         write_atomic(sweep.diff(diff_id), uncommitted(cwd))
-    sweep.add_request(members=len(jobs), code=snapshot.id, command=shlex.join(sys.argv[1:]))
+    said = {"command": shlex.join(as_typed(sys.argv[1:])), "target": only(job.plan.target for job in jobs)}
+    sweep.add_request(members=len(jobs), code=snapshot.id, **said, **(goal.request() if goal else {}))
     sweep.add_members((job.plan.run_id, job.overrides) for job in jobs)
 
 
