@@ -72,7 +72,8 @@ class Session:
         self.rundir = rundir
         self.step = restored.manifest.step if restored else 0
         """Last optimizer step that was saved, restored or logged."""
-        self.stopping = False
+        self.stopping, self.over = False, False
+        """Whether the loop is to end now, and whether the run is to end with it and never goes on."""
         self.last: dict[str, float] = {}
         """Newest value of every number logged."""
         self.best_metric: float | None = None
@@ -142,7 +143,7 @@ class Session:
         if not self.stopping:
             stop, cannot_save, not_finite, *seconds = self._agreement.largest(self._words())
             self._seconds = {phase: seconds[i :: len(_PHASES)] for i, phase in enumerate(_PHASES)}
-            self.stopping = bool(stop)
+            self.stopping, self.over = bool(stop), stop > 1
             self._give_up(bool(cannot_save), bool(not_finite))
         return self.stopping
 
@@ -325,7 +326,7 @@ class Session:
         """What this rank tells the others in each step; of the seconds a step takes each rank fills its own places."""
         saver, size = self._saver, len(self._hosts)
         cannot_save = bool(saver.superseded) or saver.failures >= _MOST_FAILURES
-        flags = [float(flag) for flag in (bool(self._stop), cannot_save, saver.not_finite is not None)]
+        flags = [float(flag) for flag in (self._stop.word, cannot_save, saver.not_finite is not None)]
         seconds = [0.0] * (len(_PHASES) * size)
         for i, phase in enumerate(_PHASES):
             seconds[self.world.rank * len(_PHASES) + i] = self.last.get(f"time/{phase}", 0.0)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.runtime.errors import UserError, guarded
-from launcher.runtime.pack.crew import Claim, Crew, Source
+from launcher.runtime.pack.crew import Claim, Crew, Run, Source
 from launcher.runtime.pack.queue import Queue
 from launcher.runtime.parent import end_with_parent
 from launcher.runtime.place import LOCAL_RESTARTS, in_slurm_step, job_id, number
@@ -105,14 +105,29 @@ def _work(args: argparse.Namespace, stop: StopFlag) -> int:
         return work(queue, Members(queue, args.plans, job), job, stop, beside=args.beside, cpus=args.cpus)
 
 
-def work(queue: Queue, members: Source, job: str, stop: StopFlag, *, beside: int, cpus: int | None) -> int:
-    """Run ``members`` as the worker ``job``, which has joined ``queue``; returns the exit code."""
+def work(
+    queue: Queue,
+    members: Source,
+    job: str,
+    stop: StopFlag,
+    *,
+    beside: int,
+    cpus: int | None,
+    run: Run | None = None,
+) -> int:
+    """Run ``members`` as the worker ``job``, which has joined ``queue``; returns the exit code.
+
+    Args:
+        beside: members at a time.
+        cpus: cores of the worker; None: the libraries decide.
+        run: runs one in its own process; None: trains it.
+    """
     env = os.environ
     set_defaults(env, max(1, cpus // beside) if cpus else None)
     restarts = next((number(env, name) for name in ("SLURM_RESTART_COUNT", LOCAL_RESTARTS) if name in env), 0)
     led_on = sum(event["event"] == "began" for event in queue.events(job))
     queue.add_event(job, "start", restarts=restarts, step=led_on, host=socket.gethostname())
-    crew = Crew(members, _train, stop, job=job, restarts=restarts, beside=beside, env=_place(env, job))
+    crew = Crew(members, run or _train, stop, job=job, restarts=restarts, beside=beside, env=_place(env, job))
     return crew.work(began=lambda: queue.add_event(job, "began"))
 
 
