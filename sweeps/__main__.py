@@ -1,4 +1,4 @@
-"""``python -m sweeps``: measure."""
+"""``python -m sweeps``: search, and measure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import sys
 
 from launcher.runtime.errors import guarded
 from sweeps.bench import add_bench
+from sweeps.study import add_study
 
 _DESCRIPTION = """\
+Search with Optuna, over one process, many, or an array of Slurm jobs:
+
+  python -m sweeps study NAME      what sweeps/NAME.yaml says to search; study --help tells more
+
 Measure this machine (all of it, or one): speeds as ratios from one run, the two sides taking turns.
 
   python -m sweeps bench step      an optimizer step of model=seemore against a plain implementation
@@ -28,7 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_bench(commands.add_parser("bench", help="measure"))
-    parsed = parser.parse_args(arguments)
+    add_study(commands.add_parser("study", help="search"))
+    parsed, words = parser.parse_known_args(arguments)
+    if words and (not hasattr(parsed, "overrides") or any(word.startswith("-") for word in words)):
+        parser.error(f"unrecognized arguments: {' '.join(words)}")
+    if words:  # overrides behind an option
+        parsed.overrides += words
     return guarded(lambda: parsed.command(parsed))
 
 

@@ -1,0 +1,88 @@
+"""A study worker's door: ``python -uP -m sweeps.study.worker PLANS`` runs trials until the study is over.
+
+PLANS holds one plan, what all trials have in common; beside it stands the study as it was when the worker was started.
+More workers may be started by hand on the same file at any time, anywhere that sees the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from launcher.runtime.errors import ExitCode, UserError, guarded
+from launcher.runtime.pack.crew import Claim
+from launcher.runtime.pack.queue import Queue
+from launcher.runtime.pack.worker import work, worker_name
+from launcher.runtime.parent import end_with_parent
+from launcher.runtime.signals import StopFlag
+from launcher.runtime.sweepdir import SweepDir
+from launcher.runtime.worker import require_not_withdrawn
+from sweeps.study.folder import StudyDir
+from sweeps.study.reporter import Reporter
+from sweeps.study.storage import require_optuna
+from sweeps.study.trials import Trials
+
+
+def main() -> int:
+    """The door; returns its exit code."""
+    stop = StopFlag()
+    stop.install()  # before the seconds that importing torch takes
+    if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
+        end_with_parent()
+    code = guarded(lambda: _work(_arguments(), stop))
+    stop.ignore()
+    return code
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m sweeps.study.worker", description="Run trials of a study.")
+    parser.add_argument("plans", type=Path, metavar="PLANS", help="file of one plan, of which trials are made")
+    parser.add_argument("--submission", metavar="TOKEN", help="do nothing if it was withdrawn, or this job cancelled")
+    parser.add_argument("--beside", type=int, default=1, metavar="N", help="trials at a time (1)")
+    parser.add_argument("--cpus", type=int, metavar="N", help="cores of this worker, shared by its trials")
+    return parser.parse_args()
+
+
+def _work(args: argparse.Namespace, stop: StopFlag) -> int:
+    if args.beside < 1:
+        raise UserError(f"--beside {args.beside}: should be at least 1")
+    sweep, job = SweepDir(args.plans.parent.parent.absolute()), worker_name(os.environ)
+    if args.submission is not None:
+        require_not_withdrawn(args.plans.parent, args.submission)
+        if job in sweep.read_cancelled(args.submission):
+            raise UserError(f"job {job} was cancelled: it does not run again; the same command goes on")
+    return run_trials(StudyDir(sweep), args.plans.stem, job, stop, beside=args.beside, cpus=args.cpus)
+
+
+def run_trials(folder: StudyDir, token: str, job: str, stop: StopFlag, *, beside: int = 1, cpus: int | None) -> int:
+    """Run trials as the worker ``job`` of the command ``token`` until there is none; returns the exit code.
+
+    A trial that failed is told so and is no failure of the worker.
+
+    Raises:
+        UserError: there is no such study, or no Optuna.
+    """
+    require_optuna()
+    definition = folder.read(token)
+    if definition is None:
+        raise UserError(f"{folder.frozen(token)}: there is no such file; type the command of the study again")
+    starts = Queue(folder.sweep.queue(token))  # its starts are counted by command, as those of packed workers
+
+    def train(claim: Claim, stop: StopFlag) -> int:
+        from launcher.runtime.job import run_job
+
+        listener = Reporter(folder, definition, int(claim.entry), stop)
+        return run_job(claim.plan, os.environ, stop, visible=False, listener=listener).code
+
+    for queue in (starts, folder.queue):
+        queue.fill([])
+    with starts.joined(job), folder.queue.joined(job):
+        source = Trials(folder, definition, job)
+        code = work(starts, source, job, stop, beside=beside, cpus=cpus, run=train)
+    return ExitCode.DONE if code == ExitCode.TRAINING_FAILED else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
