@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.manage.cancel import OVER
 from launcher.runtime.errors import ExitCode, RunsNotDone, UserError
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from sweeps.study.command import Prepared
 
 _POLL_S = (1.0, 2.0, 3.0, 5.0, 10.0)
-_LIVES = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
 
 
 def on_slurm(study: Prepared, env: Mapping[str, str], cwd: Path, create: Callable[[], None]) -> int:
@@ -63,7 +63,7 @@ def living(sweep: SweepDir, slurm: Slurm) -> set[str]:
     """Names of this study's workers that Slurm has in its queue."""
     tokens = {s.token for s in sweep.read_submissions() if s.workers is not None and not s.withdrawn}
     jobs = slurm.queue().values()
-    return {job.job_id for job in jobs if Path(job.command).stem in tokens and job.state in _LIVES}
+    return {job.job_id for job in jobs if Path(job.command).stem in tokens and job.state not in OVER}
 
 
 def _wait(sweep: SweepDir, slurm: Slurm) -> None:
