@@ -150,7 +150,7 @@ class Crew:
             rundir.say_state("CANCELLED", "cancelled; the same command goes on")
         elif code != ExitCode.DONE:
             close_status(rundir, [code if code <= 128 else 128 - code], code, running.child.began)
-            if code in STOPPED and self._told:
+            if code in STOPPED and self._stop:  # Slurm tells children too, who may be gone before we have told them
                 again = True
                 self._unsaved += code != ExitCode.STOPPED_SAVED
             elif code not in NEVER:

@@ -74,7 +74,9 @@ def definition(
     root: Path, space: dict[str, Any] = SPACE, metric: str = "best_val_loss", direction: Any = "minimize", **said: Any
 ) -> Definition:
     """A study of the toy; ``said`` are fields of the toy, the rest of the study's settings."""
-    toy = {"x": 0.0, "width": 6, "steps": 3, "heads": 1} | {key: said.pop(key) for key in tuple(said) if key in Toy.__annotations__}
+    toy = {"x": 0.0, "width": 6, "steps": 3, "heads": 1} | {
+        key: said.pop(key) for key in tuple(said) if key in Toy.__annotations__
+    }
     config = parse(Toy, toy)
     science, other = halves(config)
     checkpoint = {"every_steps": 1, "keep_last": 2, "keep_every": None, "at_end": "nothing", "best": False}
