@@ -146,7 +146,7 @@ class Crew:
         self._busy.pop(claim.entry, None)
         preload_too(running.child.imported())
         again = False
-        if running.cancelled and code != ExitCode.DONE:
+        if code != ExitCode.DONE and (running.cancelled or self._source.is_cancelled(claim)):
             rundir.say_state("CANCELLED", "cancelled; the same command goes on")
         elif code != ExitCode.DONE:
             close_status(rundir, [code if code <= 128 else 128 - code], code, running.child.began)
