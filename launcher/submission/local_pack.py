@@ -27,7 +27,7 @@ from launcher.submission.snapshot import Snapshot
 from launcher.submission.submit import Job, told_apart
 
 _GRACE_S = 120.0
-"""Seconds that a worker's members have to save after its time was over; hydra-submitit-launcher's ``signal_delay_s``."""
+"""Seconds that members have to save after their worker's time was over, as in ``local_queue``."""
 _LOOK_EVERY_S = 0.5
 
 
