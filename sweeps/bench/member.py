@@ -66,13 +66,14 @@ def _of_seed(plan: Plan, seed: int) -> Plan:
 def _seconds(plan: Plan, *, bare: bool) -> float:
     """Of a packed member from the fork to its last word; of a bare training what the task itself takes."""
     from launcher.runtime.pack.child import Child
+    from launcher.runtime.pack.preload import preload_too
 
     start = time.perf_counter()
     spent = Path(plan.root) / "spent"
     child = Child(lambda stop: _train_bare(plan, spent) if bare else _train(plan, stop), {})
     if code := child.reap():
         raise UserError(f"a member ended with code {code}")
-    child.imported()
+    preload_too(child.imported)
     return float(spent.read_text()) if bare else time.perf_counter() - start
 
 

@@ -20,6 +20,8 @@ class Child:
     def __init__(self, work: Callable[[StopFlag], int], env: Mapping[str, str]) -> None:
         """Fork, and run ``work`` with ``env`` added to the environment; its exit code is what ``work`` returns."""
         self.began = time.time()
+        self.imported: list[str] = []
+        """Modules that it had to import by itself; known once it is reaped."""
         self._learned = os.memfd_create("imports")
         sys.stdout.flush(), sys.stderr.flush()
         # Until the child has its own handlers a signal waits: the parent's would take it for the parent's business.
@@ -40,14 +42,11 @@ class Child:
         """Its exit code, 128 + the signal that killed it; waits for its end."""
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         os.close(self.descriptor)
-        return code if code >= 0 else 128 - code
-
-    def imported(self) -> list[str]:
-        """Modules that it had to import by itself; after ``reap``."""
         with os.fdopen(self._learned, "rb") as file:
             file.seek(0)
             said = file.read()
-        return list(json.loads(said)) if said else []
+        self.imported = json.loads(said) if said else []
+        return code if code >= 0 else 128 - code
 
 
 def _run(work: Callable[[StopFlag], int], env: Mapping[str, str], learned: int, parent: int) -> None:

@@ -144,7 +144,7 @@ class Crew:
             self._put_off(claim)
             return
         self._busy.pop(claim.entry, None)
-        preload_too(running.child.imported())
+        preload_too(running.child.imported)
         again = False
         if code != ExitCode.DONE and (running.cancelled or self._source.is_cancelled(claim)):
             rundir.say_state("CANCELLED", "cancelled; the same command goes on")
