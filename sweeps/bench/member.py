@@ -70,7 +70,7 @@ def _seconds(plan: Plan, *, bare: bool) -> float:
 
     start = time.perf_counter()
     spent = Path(plan.root) / "spent"
-    child = Child(lambda stop: _train_bare(plan, spent) if bare else _train(plan, stop), {})
+    child = Child(lambda stop: _train_bare(plan, spent) if bare else _train(plan, stop))
     if code := child.reap():
         raise UserError(f"a member ended with code {code}")
     preload_too(child.imported)

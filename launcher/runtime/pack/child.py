@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from launcher.runtime.errors import ExitCode, guarded
 from launcher.runtime.parent import end_with_parent
@@ -17,8 +17,8 @@ from launcher.runtime.signals import STOP_SIGNALS, StopFlag
 class Child:
     """A running child process."""
 
-    def __init__(self, work: Callable[[StopFlag], int], env: Mapping[str, str]) -> None:
-        """Fork, and run ``work`` with ``env`` added to the environment; its exit code is what ``work`` returns."""
+    def __init__(self, work: Callable[[StopFlag], int]) -> None:
+        """Fork, and run ``work`` in the child; its exit code is what ``work`` returns."""
         self.began = time.time()
         self.imported: list[str] = []
         """Modules that it had to import by itself; known once it is reaped."""
@@ -29,7 +29,7 @@ class Child:
         parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            _run(work, env, self._learned, parent)
+            _run(work, self._learned, parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.descriptor = os.pidfd_open(self.pid)
         """Readable once it has ended (pidfd_open(2))."""
@@ -49,7 +49,7 @@ class Child:
         return code if code >= 0 else 128 - code
 
 
-def _run(work: Callable[[StopFlag], int], env: Mapping[str, str], learned: int, parent: int) -> None:
+def _run(work: Callable[[StopFlag], int], learned: int, parent: int) -> None:
     """In the child; never returns."""
     code = int(ExitCode.BUG)
     try:
@@ -58,7 +58,6 @@ def _run(work: Callable[[StopFlag], int], env: Mapping[str, str], learned: int, 
         stop = StopFlag()
         stop.install()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        os.environ.update(env)
         if os.getppid() != parent:  # it was gone before the kernel was asked to tell
             os.kill(os.getpid(), signal.SIGTERM)
         code = guarded(lambda: work(stop))
