@@ -1,0 +1,3 @@
+"""One page that shows a comparison."""
+def render(report):
+    raise NotImplementedError
