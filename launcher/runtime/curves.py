@@ -26,7 +26,7 @@ def draw_curves(rundir: RunDir) -> None:
 
 
 def read_series(metrics: Path) -> Series:
-    """All curves of a ``metrics.csv``, by ``<split>/<name>``; a row torn by a crash, or by now being written, is none."""
+    """All curves of a ``metrics.csv``, by ``<split>/<name>``; a row that a crash has torn is none."""
     series: defaultdict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
     whole_lines, _, _ = metrics.read_text(encoding="utf-8", errors="replace").rpartition("\n")
     for row in csv.reader(io.StringIO(whole_lines, newline="")):

@@ -37,7 +37,7 @@ def write_file(option: str, path: Path, data: bytes) -> None:
         UserError: it cannot be written.
     """
     try:
-        write_atomic(path, data)
+        write_atomic(path, data, durable=False)  # the same command writes it again
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror or error}; choose another file") from None
 
@@ -56,16 +56,16 @@ def as_csv(report: Report) -> bytes:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """What ``--json`` prints; a number that is not finite is the text ``nan``, ``inf`` or ``-inf``, as JSON has none."""
+    """What ``--json`` prints; a number that is not finite, which JSON has not, is its name (``nan``)."""
     return {
         "title": report.title,
         "metric": report.metric.name,
         "direction": "max" if report.metric.larger else "min",
         "columns": [{"key": c.key, "name": c.name, "seed": c.is_seed} for c in report.columns],
         "settings": [_setting_record(place, setting) for place, setting in enumerate(report.settings, 1)],
-        "runs": [record | {"value": _finite(record["value"]), "mean": _finite(record["mean"])} for record in records(report)],
+        "runs": [r | {"value": _finite(r["value"]), "mean": _finite(r["mean"])} for r in records(report)],
         "parameters": [
-            {"key": p.key, "name": report.name_of(p.key), "share": p.share, "n": p.runs, "groups": p.groups, "note": p.note}
+            {"key": p.key, "share": p.share, "n": p.runs, "groups": p.groups, "binned": p.binned, "note": p.note}
             for p in report.parameters
         ],
         "notes": list(report.notes),

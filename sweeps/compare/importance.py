@@ -27,6 +27,8 @@ class Importance:
     """Runs that it was told from."""
     groups: int
     """Values, or bins of values, that were told apart."""
+    binned: bool = False
+    """Whether near values were put into groups."""
     note: str = ""
     """Why there is no share; or how values were grouped, and what moved together with it."""
 
@@ -37,8 +39,8 @@ def epsilon_squared(groups: Sequence[Sequence[float]]) -> float | None:
     ``1 - (SS_within / (n - k)) / (SS_total / (n - 1))`` for n numbers in k groups (Kelley 1935, "An unbiased
     correlation ratio measure", PNAS 21(9)). Eta squared, ``1 - SS_within / SS_total``, grows with the number of groups
     where nothing is explained: it is (k-1)/(n-1) on average, and 1 for one run a value. Epsilon squared is 0 there on
-    average, and of the usual corrections (omega squared among them) the least biased (Okada 2013, "Is omega squared less
-    biased?", Behaviormetrika 40(2)). Chance can make it negative.
+    average, and of the usual corrections (omega squared among them) the least biased (Okada 2013, "Is omega squared
+    less biased?", Behaviormetrika 40(2)). Chance can make it negative.
 
     It is a *main effect*: what a parameter does only together with another is not in it.
 
@@ -75,9 +77,9 @@ def importance(key: str, values: Sequence[Any], metric: Sequence[float], *, orde
     n, k = len(metric), len(groups)
     share = epsilon_squared(list(groups.values()))
     if share is None:
-        return Importance(key, None, n, k, _why_not(n, k, metric))
+        return Importance(key, None, n, k, False, _why_not(n, k, metric))
     note = f"{len(set(map(_plain, values)))} values in {k} groups by quantiles" if binned else ""
-    return Importance(key, max(0.0, share), n, k, note)
+    return Importance(key, max(0.0, share), n, k, binned, note)
 
 
 def same_partition(first: Sequence[Any], second: Sequence[Any]) -> bool:

@@ -63,7 +63,9 @@ def draw(report: Report) -> bytes:
     axes.set_title(f"{name} of {len(members)} runs, best by {report.metric.name}", loc="left", fontsize=11)
     best = {member.run.rundir.path for setting in report.settings[:_BEST] for member in setting.members}
     faint = [_segment(member.run.series, name) for member in members if member.run.rundir.path not in best]
-    axes.add_collection(LineCollection([s for s in faint if s], colors="#64748b", linewidths=0.7, alpha=_alpha(len(faint))))
+    axes.add_collection(
+        LineCollection([s for s in faint if s], colors="#64748b", linewidths=0.7, alpha=_alpha(len(faint)))
+    )
     for place, setting in reversed(list(enumerate(report.settings[:_BEST]))):
         words = described(settings_shown(report, setting.first, seeds=False)) or setting.first.run_id
         spread = "" if setting.spread is None else f" ± {setting.spread:.2g}"

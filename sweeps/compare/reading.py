@@ -84,7 +84,9 @@ def read_runs(folders: Iterable[Path]) -> Found:
 def _mixture(runs: list[Run]) -> tuple[str, ...]:
     notes = []
     if len(tasks := sorted({run.task for run in runs if run.task})) > 1:
-        notes.append(f"the runs are of {len(tasks)} tasks ({', '.join(tasks)}): their metrics may mean different things")
+        notes.append(
+            f"the runs are of {len(tasks)} tasks ({', '.join(tasks)}): their metrics may mean different things"
+        )
     if len(codes := {run.code for run in runs if run.code}) > 1:
         notes.append(f"the runs were planned with {len(codes)} states of the code")
     return tuple(notes)

@@ -121,7 +121,9 @@ def _notes(report: Report) -> list[str]:
         notes.append(f"{infinite} of {len(ranked)} COMPLETED runs have a {name} that is not finite: ranked last")
     if partial := sum(member.value is not None for member in report.unranked):
         notes.append(f"{partial} runs are not ranked and their {name}, marked ~, is where they stood last")
-    notes += [problem for member in report.unranked for problem in member.run.problems]
+    if problems := [problem for member in report.unranked for problem in member.run.problems]:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        notes.append(f"not ranked, for a file of it cannot be read: {problems[0]}{more}")
     if not ranked:
         notes.append("no run is COMPLETED: there is nothing to rank yet")
     return notes

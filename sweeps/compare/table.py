@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from launcher.manage.terminal import printable
 from sweeps.compare.columns import ABSENT, shown, value_of
+from sweeps.compare.importance import Importance
 from sweeps.compare.report import Member, Report, Setting
 
 _LONGEST = 32
@@ -44,6 +45,12 @@ def lines(report: Report, top: int | None, *, runs: bool) -> Iterator[str]:
 def number(value: float | None) -> str:
     """A metric with five digits."""
     return ABSENT if value is None else f"{value:.5g}"
+
+
+def told(one: Importance) -> str:
+    """How much stands behind a share, or why there is none."""
+    detail = "" if one.share is None else f"{one.runs} runs, {one.groups} values"
+    return "; ".join(filter(None, (f"{one.runs} runs" if one.binned else detail, one.note)))
 
 
 def _runs(members: Sequence[Member]) -> str:
@@ -87,10 +94,9 @@ def _unranked_rows(report: Report) -> Iterator[list[str]]:
 
 def _parameter_rows(report: Report) -> Iterator[list[str]]:
     for one in report.parameters:
-        share = "?" if one.share is None else f"{one.share:.0%}"
+        share = "?" if one.share is None else ">99%" if one.share > 0.995 else f"{one.share:.0%}"
         bar = "" if one.share is None else "█" * round(_BAR * one.share)
-        detail = f"n={one.runs}, {one.groups} values" if one.share is not None else ""
-        yield [report.name_of(one.key), share, bar, "; ".join(filter(None, (detail, one.note)))]
+        yield [report.name_of(one.key), share, bar, told(one)]
 
 
 def _spread(setting: Setting) -> str:

@@ -15,6 +15,7 @@ from sweeps.compare.columns import value_of
 from sweeps.compare.metric import Metric
 from sweeps.compare.picture import MOST_POINTS, curve_of, thinned
 from sweeps.compare.report import Member, Report
+from sweeps.compare.table import told
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("base.js", "curves.js", "parameters.js", "table.js", "main.js")
@@ -62,8 +63,7 @@ def _content(report: Report) -> dict[str, Any]:
         ],
         "runs": [_run(report, member, place.get(id(member))) for member in members],
         "parameters": [
-            {"key": p.key, "name": report.name_of(p.key), "share": p.share, "n": p.runs, "groups": p.groups, "note": p.note}
-            for p in report.parameters
+            {"key": p.key, "name": report.name_of(p.key), "share": p.share, "told": told(p)} for p in report.parameters
         ],
         "notes": list(report.notes),
         "curves": _curves(report.metric, members),

@@ -62,6 +62,10 @@ function number(value) {
   return Number.isInteger(value) && Math.abs(value) < 1e9 ? String(value) : String(Number(value.toPrecision(5)));
 }
 
+function percent(share) {
+  return share === null ? '?' : share > 0.995 ? '> 99 %' : `${Math.round(100 * share)} %`;
+}
+
 function told(run) {
   const settings = data.columns.map((column, i) => run.values[i] === undefined || run.values[i] === '–' ? null
     : `${column.name}=${number(run.values[i])}`);
@@ -112,7 +116,7 @@ function frame(node, height, x, y, box, xName, yName, label) {
   let free = -Infinity;
   for (const tick of x.ticks) {
     const text = (x.text || number)(tick);
-    const at = x.place(tick), half = text.length * 3.2;
+    const half = text.length * 3.2, at = Math.min(x.place(tick), box.width - half - 2);
     if (at - half < free) continue;
     free = at + half + 6;
     picture.append(svg('text', { x: at, y: box.bottom + 16, 'text-anchor': 'middle' }, text));

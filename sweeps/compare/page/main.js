@@ -1,6 +1,7 @@
 // The head of the page, and what makes its parts move together.
 function card(head, big, small) {
-  $('cards').append(el('div', { class: 'card' }, el('span', {}, head), el('b', {}, big), el('span', {}, small)));
+  const size = big.length > 24 ? 'long' : '';
+  $('cards').append(el('div', { class: 'card' }, el('span', {}, head), el('b', { class: size }, big), el('span', {}, small)));
 }
 
 function startHead() {
@@ -9,13 +10,13 @@ function startHead() {
     + `${data.metric}, ${data.larger ? 'largest' : 'smallest'} first`;
   if (best) {
     const spread = best.spread === null ? '' : ` ± ${Number(best.spread.toPrecision(2))}`;
-    card(`best ${data.metric}`, number(best.mean) + spread, `${best.n} run${best.n > 1 ? 's' : ''}, mean${spread ? ' ± sd' : ''}`);
+    card('best', number(best.mean) + spread, `${data.metric}, ${best.n > 1 ? `mean and spread (sd) of ${best.n} runs` : 'one run'}`);
     const run = data.runs.find(one => one.setting === 0);
     const words = data.columns.map((c, i) => (c.seed || run.values[i] === '–' ? '' : `${c.name}=${number(run.values[i])}`));
     card('best setting', words.filter(Boolean).join(' ') || run.id, `best run ${run.id}`);
   }
   const first = data.parameters.find(one => one.share !== null);
-  if (first) card('mattered most', first.name, `explains ${Math.round(100 * first.share)} % of the variance`);
+  if (first) card('mattered most', first.name, `explains ${percent(first.share)} of the variance`);
   const states = new Map();
   data.runs.forEach(run => states.set(run.state, (states.get(run.state) || 0) + 1));
   card('runs', String(data.runs.length), [...states].map(([state, count]) => `${count} ${state}`).join(', '));

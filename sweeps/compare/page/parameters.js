@@ -6,13 +6,11 @@ function startParameters() {
     node.append(el('p', { class: 'muted' }, 'The runs that have a metric differ in no setting.'));
   }
   for (const one of data.parameters) {
-    const told = one.share === null ? '?' : one.share > 0.995 ? '> 99 %' : `${Math.round(100 * one.share)} %`;
     const fill = el('div', { class: 'fill' });
     fill.style.width = `${100 * (one.share || 0)}%`;
-    const why = [one.share === null ? '' : `${one.n} runs, ${one.groups} values`, one.note].filter(Boolean).join('; ');
     const button = el('button', { type: 'button', class: 'share', 'data-key': one.key, title: one.key },
-      el('div', { class: 'line' }, el('span', { class: 'name' }, one.name), el('b', {}, told)),
-      el('div', { class: 'track' }, fill), el('div', { class: 'why' }, why));
+      el('div', { class: 'line' }, el('span', { class: 'name' }, one.name), el('b', {}, percent(one.share))),
+      el('div', { class: 'track' }, fill), el('div', { class: 'why' }, one.told));
     button.addEventListener('click', () => { $('parameter').value = one.key; drawScatter(); });
     node.append(button);
   }

@@ -16,7 +16,7 @@ function headings() {
     of('#', row => row.setting && row.setting.rank, 'num'),
     of(data.metric, row => (each || !row.setting ? row.run.value : row.setting.mean), 'num value'),
     ...(each ? [of('mean', row => row.setting && row.setting.mean, 'num')] : []),
-    of('±', row => row.setting && row.setting.spread, 'num'),
+    of('±', row => row.setting && row.setting.spread && Number(row.setting.spread.toPrecision(2)), 'num'),
     of('n', row => row.setting && row.setting.n, 'num'),
     ...settings.map(({ column, i }) => ({ ...of(column.name, row => row.run.values[i]), key: column.key,
       kind: data.runs.every(run => typeof run.values[i] !== 'string' || run.values[i] === '–') ? 'num' : '' })),
@@ -118,14 +118,14 @@ function applyFilter() {
     shown += !row.node.hidden;
     if (row.node.hidden) row.runs.forEach(run => view.hidden.add(run.index));
   }
-  const what = $('each').checked ? 'runs' : 'settings';
-  $('count').textContent = shown === table.rows.length ? `${shown} ${what}.` : `${shown} of ${table.rows.length} ${what}.`;
+  $('count').textContent = `${shown === table.rows.length ? shown : `${shown} of ${table.rows.length}`} rows.`;
 }
 
 function paintTable() {
   for (const row of table.rows) {
     const colour = view.picked.get(row.run.index);
-    row.node.className = classesOf(row.run.index, '').replace(/c\d/, '').trim();
+    const near = row.runs.some(run => view.hover.has(run.index));
+    row.node.className = (colour === undefined ? '' : 'picked') + (near ? ' hover' : '');
     row.node.cells[0].firstChild.className = 'swatch' + (colour === undefined ? '' : ` on c${colour}`);
     row.node.setAttribute('aria-selected', String(colour !== undefined));
   }
