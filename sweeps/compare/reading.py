@@ -26,7 +26,7 @@ class Run:
     rundir: RunDir
     state: str
     config: Mapping[str, Any]
-    """Science and execution under flat keys (``optim.lr``); lists as JSON text. Empty where the plan is not readable."""
+    """Science and execution under flat keys (``optim.lr``); lists as JSON text. Empty: the plan is not readable."""
     task: str
     """What trains it (``package.module:function``)."""
     code: str | None
@@ -76,20 +76,18 @@ def read_runs(folders: Iterable[Path]) -> Found:
             twice += same in runs
             if same not in runs or (run.is_done and not runs[same].is_done):
                 runs[same] = run
-    notes = (f"{twice} runs are there twice, in other sweeps: each counts once",) if twice else ()
+    notes = [f"{twice} runs are there twice, in other sweeps: each counts once"] if twice else []
     notes += _mixture(list(runs.values()))
-    return Found(tuple(runs.values()), tuple(target.sweep for target in targets), notes)
+    return Found(tuple(runs.values()), tuple(target.sweep for target in targets), tuple(notes))
 
 
-def _mixture(runs: list[Run]) -> tuple[str, ...]:
+def _mixture(runs: list[Run]) -> list[str]:
     notes = []
     if len(tasks := sorted({run.task for run in runs if run.task})) > 1:
-        notes.append(
-            f"the runs are of {len(tasks)} tasks ({', '.join(tasks)}): their metrics may mean different things"
-        )
+        notes.append(f"runs of {len(tasks)} tasks ({', '.join(tasks)}): their metrics may mean different things")
     if len(codes := {run.code for run in runs if run.code}) > 1:
         notes.append(f"the runs were planned with {len(codes)} states of the code")
-    return tuple(notes)
+    return notes
 
 
 def _read(rundir: RunDir) -> Run:

@@ -98,7 +98,7 @@ function axis(low, high, from, to, log) {
     return { place, ticks: ticks.length > 1 ? ticks : [low, high] };
   }
   if (low === high) [low, high] = [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
-  const rough = (high - low) / 5;
+  const rough = (high - low) / Math.max(3, Math.min(9, Math.abs(to - from) / 70));
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map(m => m * power).find(s => s >= rough);
   const ticks = [];
