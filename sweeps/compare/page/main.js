@@ -41,16 +41,19 @@ function startAll() {
   startCurves();
   startParameters();
   buildTable();
-  drawCurves();
   drawScatter();
+  drawCurves();
   view.listeners.push(() => { if (curves.lines.length) raiseCurves(); }, paintDots, paintTable);
   $('filter').addEventListener('input', () => { applyFilter(); drawCurves(); drawScatter(); });
   $('each').addEventListener('input', () => { buildTable(); drawCurves(); drawScatter(); });
   $('clear').addEventListener('click', () => { view.picked.clear(); changed('picked'); });
-  let width = innerWidth;
-  addEventListener('resize', () => {
-    if (innerWidth !== width) { width = innerWidth; drawCurves(); drawScatter(); }
-  });
+  // A scroll bar that comes or goes is enough to change it.
+  for (const [id, draw] of [['curves', drawCurves], ['scatter', drawScatter]]) {
+    let width = $(id).clientWidth;
+    new ResizeObserver(() => {
+      if ($(id).clientWidth !== width) { width = $(id).clientWidth; draw(); }
+    }).observe($(id));
+  }
 }
 
 startAll();
