@@ -57,7 +57,7 @@ def draw(report: Report) -> bytes:
     name = curve_of(report.metric, members)
     if name is None:
         raise UserError("--png: no run has logged a curve; there is nothing to draw")
-    figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9, 5), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="optimizer step", ylabel=name)
     axes.set_title(f"{name} of {len(members)} runs, best by {report.metric.name}", loc="left", fontsize=11)

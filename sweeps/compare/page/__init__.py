@@ -18,7 +18,7 @@ from sweeps.compare.report import Member, Report
 from sweeps.compare.table import told
 
 _HERE = Path(__file__).parent
-_SCRIPTS = ("base.js", "curves.js", "parameters.js", "table.js", "main.js")
+_SCRIPTS = ("base.js", "curves.js", "parameters.js", "parallel.js", "table.js", "main.js")
 _MOST_RUNS = 200
 """Whose curves are in the page."""
 _MOST_CURVES = 6

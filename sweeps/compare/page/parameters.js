@@ -18,12 +18,14 @@ function startParameters() {
   for (const key of new Set(ordered)) {
     $('parameter').append(el('option', { value: key }, data.columns.find(c => c.key === key).name));
   }
+  if (data.columns.length > 1) $('parameter').append(el('option', { value: ALL }, 'all of them'));
   $('parameter').addEventListener('input', drawScatter);
 }
 
 function drawScatter() {
   const key = $('parameter').value, node = $('scatter');
   document.querySelectorAll('.share').forEach(b => b.classList.toggle('chosen', b.dataset.key === key));
+  if (key === ALL) { drawParallel(node); return; }
   const at = data.columns.findIndex(column => column.key === key);
   const dots = data.runs.filter(run => typeof run.value === 'number' && at >= 0 && !view.hidden.has(run.index)
     && !run.partial && run.values[at] !== '–' && run.values[at] !== undefined);
@@ -38,9 +40,9 @@ function drawScatter() {
   const numeric = values.every(v => typeof v === 'number');
   const [low, high] = [Math.min(...metric), Math.max(...metric)];
   const y = axis(low, high, box.bottom - 6, box.top, low > 0 && high > 20 * low);
-  const { x, log } = numeric ? numericAxis(values, box) : { x: wordAxis(values, box), log: false };
+  const x = numeric ? numericAxis(values, box.left + 26, box.right - 26) : wordAxis(values, box.left, box.right);
   const name = data.columns[at].name;
-  const picture = frame(node, height, x, y, box, name + (log ? ' (log scale)' : ''), data.metric, `${data.metric} by ${name}`);
+  const picture = frame(node, height, x, y, box, name + (x.log ? ' (log scale)' : ''), data.metric, `${data.metric} by ${name}`);
   for (const run of [...dots].reverse()) {
     const dot = svg('circle', { cx: x.place(run.values[at]), cy: y.place(run.value), r: dots.length > 200 ? 3 : 4.5 });
     dot.dataset.index = run.index;
@@ -73,25 +75,28 @@ function grouped(dots, at) {
   return groups;
 }
 
-function numericAxis(values, box) {
+function numericAxis(values, from, to) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
-  const log = low > 0 && high >= 8 * low, room = 26;
-  const x = axis(low, high, box.left + room, box.right - room, log);
+  const log = low > 0 && high >= 8 * low;
+  const made = axis(low, high, from, to, log);
   const distinct = [...new Set(values)].sort((a, b) => a - b);
-  if (distinct.length <= 8) x.ticks = distinct;
-  return { x, log };
+  if (distinct.length <= 8) made.ticks = distinct;
+  return { ...made, log, text: number };
 }
 
-function wordAxis(values, box) {
+function wordAxis(values, from, to) {
   const words = [...new Set(values.map(String))].sort();
-  const step = (box.right - box.left) / words.length;
-  const most = Math.max(4, Math.floor(step / 7));
+  const step = (to - from) / words.length;
+  const most = Math.max(4, Math.floor(Math.abs(step) / 7));
   return {
-    place: value => box.left + step * (words.indexOf(String(value)) + 0.5), ticks: words,
+    place: value => from + step * (words.indexOf(String(value)) + 0.5), ticks: words, log: false,
     text: word => (word.length > most ? word.slice(0, most - 1) + '…' : word),
   };
 }
 
 function paintDots() {
-  document.querySelectorAll('.dot').forEach(dot => dot.setAttribute('class', classesOf(Number(dot.dataset.index), 'dot')));
+  for (const kind of ['dot', 'strand']) {
+    document.querySelectorAll('.' + kind).forEach(mark =>
+      mark.setAttribute('class', classesOf(Number(mark.dataset.index), kind)));
+  }
 }

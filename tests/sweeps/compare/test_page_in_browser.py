@@ -252,6 +252,19 @@ def test_what_mattered_leads_to_its_picture(browser, page):
     assert "best_val_loss by trainer.seed" in browser.all("#scatter svg")[0].get_attribute("aria-label")
 
 
+def test_all_settings_at_once(browser, page):
+    browser.open(page)
+    choose = "(s => { s.value = ALL; s.dispatchEvent(new Event('input')); })(document.getElementById('parameter'))"
+    browser.run(choose)
+    assert len(browser.all(".strand")) == 6 and browser.all(".strand.picked")
+    assert not any("NaN" in path.get_attribute("d") for path in browser.all(".strand"))
+    browser.click("#clear")
+    assert not browser.all(".strand.picked")
+    browser.type("#filter", "lr=0.01")
+    assert len(browser.all(".strand")) == 2
+    assert browser.complaints() == []
+
+
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 420])
 def test_it_fits_the_screen_and_can_be_read(browser, page, dark, width):
