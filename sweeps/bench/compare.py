@@ -23,7 +23,7 @@ from sweeps.bench.report import say
 NAME = "compare"
 _POINTS = 25
 """Logged steps of a run: a row of training and a row of validation each."""
-_PACKAGES = {f"package-number-{i}": f"{i}.{i % 7}.{i % 11}" for i in range(120)}
+_PACKAGES = {f"package-number-{i}": f"{i}.{i % 7}.{i % 11}" for i in range(180)}
 _STEPS = [40 * (i + 1) for i in range(_POINTS)]
 
 

@@ -52,7 +52,7 @@ def as_csv(report: Report) -> bytes:
         values = [record["config"].get(key) for key in keys]
         heads = ("rank", "sweep", "run", "state", "value", "partial", "mean", "spread", "n")
         writer.writerow([_plain(value) for value in (*(record[head] for head in heads), *values)])
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8", "replace")
 
 
 def as_json(report: Report) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,11 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 def number(value: Any) -> float | None:
     """``value`` as a number, if it is one."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if abs(value) > sys.float_info.max:  # an integer beyond all floats
+        return math.inf if value > 0 else -math.inf
+    return float(value)
 
 
 def curve_like(name: str) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from launcher.manage.terminal import printable
 from launcher.runtime.curves import Series
 from launcher.runtime.errors import UserError
 from sweeps.compare.columns import described
@@ -49,14 +51,23 @@ def draw(report: Report) -> bytes:
     Raises:
         UserError: no run has logged a curve.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no display, no global state
-    from matplotlib.collections import LineCollection
-    from matplotlib.figure import Figure
+    from matplotlib import rc_context
 
     members = [*report.ranked, *report.unranked]
     name = curve_of(report.metric, members)
     if name is None:
         raise UserError("--png: no run has logged a curve; there is nothing to draw")
+    # A setting may hold dollars, which are no formula here, and letters that the font has not.
+    with warnings.catch_warnings(), rc_context({"text.parse_math": False}):
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        return _drawn(report, members, name)
+
+
+def _drawn(report: Report, members: Sequence[Member], name: str) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no display, no global state
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 5), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="optimizer step", ylabel=name)
@@ -69,7 +80,7 @@ def draw(report: Report) -> bytes:
     for place, setting in reversed(list(enumerate(report.settings[:_BEST]))):
         words = described(settings_shown(report, setting.first, seeds=False)) or setting.first.run_id
         spread = "" if setting.spread is None else f" ± {setting.spread:.2g}"
-        label = f"{number(setting.mean)}{spread}  {words[:70]}"
+        label = f"{number(setting.mean)}{spread}  {printable(words)[:70]}"
         for member in setting.members:
             x, y = thinned(member.run.series.get(name, ([], [])))
             axes.plot(x, y, color=_COLOURS[place], linewidth=1.6, label=label, zorder=10 - place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,9 +77,14 @@ def read_runs(folders: Iterable[Path]) -> Found:
             twice += same in runs
             if same not in runs or (run.is_done and not runs[same].is_done):
                 runs[same] = run
-    notes = [f"{twice} runs are there twice, in other sweeps: each counts once"] if twice else []
+    notes = [f"{counted(twice)} there twice, in other sweeps: each counts once"] if twice else []
     notes += _mixture(list(runs.values()))
     return Found(tuple(runs.values()), tuple(target.sweep for target in targets), tuple(notes))
+
+
+def counted(runs: int) -> str:
+    """``1 run is``, ``2 runs are``."""
+    return "1 run is" if runs == 1 else f"{runs} runs are"
 
 
 def _mixture(runs: list[Run]) -> list[str]:
@@ -128,4 +134,7 @@ def _read_plan(rundir: RunDir, problems: list[str]) -> tuple[dict[str, Any], str
 
 
 def _scalar(value: Any) -> Any:
-    return value if isinstance(value, int | float | str | bool | None) else json.dumps(value)
+    """A setting that equals itself and that JSON has; another is the text of it (NaN, a number beyond all floats)."""
+    if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+        return str(value)
+    return value if isinstance(value, int | float | str | None) else json.dumps(value)

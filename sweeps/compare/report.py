@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from sweeps.compare.columns import ABSENT, Column, differing, setting_of, value_of
 from sweeps.compare.importance import Importance, importance, same_partition
 from sweeps.compare.metric import Metric
-from sweeps.compare.reading import Found, Run
+from sweeps.compare.reading import Found, Run, counted
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _notes(report: Report) -> list[str]:
     if infinite := sum(m.value is not None and not math.isfinite(m.value) for m in ranked):
         notes.append(f"{infinite} of {len(ranked)} COMPLETED runs have a {name} that is not finite: ranked last")
     if partial := sum(member.value is not None for member in report.unranked):
-        notes.append(f"{partial} runs are not ranked and their {name}, marked ~, is where they stood last")
+        notes.append(f"{counted(partial)} not ranked; the {name} beside it, marked ~, is where it stood last")
     if problems := [problem for member in report.unranked for problem in member.run.problems]:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         notes.append(f"not ranked, for a file of it cannot be read: {problems[0]}{more}")

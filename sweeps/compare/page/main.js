@@ -49,9 +49,9 @@ function startAll() {
   $('clear').addEventListener('click', () => { view.picked.clear(); changed('picked'); });
   // A scroll bar that comes or goes is enough to change it.
   for (const [id, draw] of [['curves', drawCurves], ['scatter', drawScatter]]) {
-    let width = $(id).clientWidth;
     new ResizeObserver(() => {
-      if ($(id).clientWidth !== width) { width = $(id).clientWidth; draw(); }
+      const picture = $(id).querySelector('svg');
+      if (picture && picture.viewBox.baseVal.width !== $(id).clientWidth) draw();
     }).observe($(id));
   }
 }

@@ -54,7 +54,7 @@ def made_run(
     execution = {key.removeprefix("x."): value for key, value in keys.items() if key.startswith("x.")}
     science = merged(SCIENCE, nested({k: v for k, v in keys.items() if not k.startswith("x.")}))
     plan = Plan(
-        run_id=run_id(flat(science) | {"task": task} | execution), name=folder.name, root=str(folder.parent),
+        run_id=run_id({"all": repr((flat(science), task, execution))}), name=folder.name, root=str(folder.parent),
         target=task, schema="a.b:C", science=science, execution=merged(EXECUTION, nested(execution)), code=code,
     )  # fmt: skip
     rundir = SweepDir(folder).run(plan.run_id)

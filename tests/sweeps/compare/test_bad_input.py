@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 
 from launcher.runtime.files import write_json
@@ -48,8 +51,6 @@ def test_a_torn_file_lists_its_run_with_the_problem(folder, answer, name, conten
 
 @pytest.mark.parametrize("science", [3, None, [1], "x"])
 def test_a_plan_of_something_else_is_a_problem_of_its_run(folder, answer, science):
-    import json
-
     made_grid(folder)
     odd = made_run(folder, 0.5, optim__lr=0.5)
     odd.plan.write_text(json.dumps(json.loads(odd.plan.read_text()) | {"science": science}))
@@ -96,6 +97,41 @@ def test_a_file_that_cannot_be_written_is_said_before_anything_is_read(folder, t
     made_grid(folder)
     assert f"{option} {tmp_path}/no/a: there is no folder" in refused(folder, option, tmp_path / "no" / "a")
     assert f"{option} {tmp_path}: is a folder" in refused(folder, option, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value", ["$x_{$", "\\frac", "日本語", "a\nb\x1b[31m", "", "=1+1", "x" * 5000, math.nan, math.inf, 10**400]
+)
+def test_odd_settings_break_no_output(folder, tmp_path, compare, value):
+    for lr, loss in ((1, 1.0), (value, 2.0)):
+        made_run(folder, loss, optim__lr=lr, trainer__seed=0)
+        made_run(folder, loss, optim__lr=lr, trainer__seed=1)
+    files = [word for kind in ("csv", "png", "html") for word in (f"--{kind}", tmp_path / f"a.{kind}")]
+    code, lines, said = compare(folder, *files)
+    assert (
+        code == 0
+        and len(said) == 3
+        and lines[0].endswith("4 COMPLETED runs of 2 settings, by best_val_loss, smallest first")
+    )
+    assert "\x1b" not in "".join(lines)
+    assert compare(folder, "--json")[0] == 0
+
+
+def test_a_name_that_is_no_text_breaks_no_output(tmp_path, compare):
+    folder = tmp_path / "caf\udce9"
+    made_run(folder, 1.0)
+    made_run(folder, 2.0, optim__lr=1)
+    files = [word for kind in ("csv", "png", "html") for word in (f"--{kind}", tmp_path / f"a.{kind}")]
+    assert compare(folder, *files)[0] == 0
+
+
+@pytest.mark.parametrize("loss", [10**400, "1.0", [1.0], True], ids=["huge", "text", "list", "true"])
+def test_an_odd_number_is_none_or_not_finite(folder, answer, loss):
+    made_grid(folder)
+    odd = made_run(folder, 0.5, optim__lr=0.5)
+    odd.summary.write_text(json.dumps({"status": "COMPLETED", "best_val_loss": loss}))
+    told = answer(folder)
+    assert [s["mean"] for s in told["settings"]] == [1.005, 3.005, "nan" if loss == 10**400 else None]
 
 
 def test_no_curve_is_no_picture(folder, tmp_path, compare):

@@ -88,7 +88,7 @@ def test_a_run_that_is_not_done_is_listed_with_its_state_and_where_it_stands(fol
     [line] = [line for line in lines if running.path.name in line]
     assert line.split()[:4] == [running.path.name, "RUNNING", "~0.5", "20"]
     assert lines.index(line) > lines.index("not COMPLETED, not ranked: 1")
-    assert said == ["note: 1 runs are not ranked and their best_val_loss, marked ~, is where they stood last"]
+    assert said == ["note: 1 run is not ranked; the best_val_loss beside it, marked ~, is where it stood last"]
     [record] = [r for r in answer(folder)["runs"] if r["run"] == running.path.name]
     assert (record["rank"], record["value"], record["partial"], record["state"]) == (None, 0.5, True, "RUNNING")
 
@@ -156,7 +156,7 @@ def test_the_same_run_in_two_sweeps_is_no_second_seed(tmp_path, answer):
         made_run(tmp_path / name, 1.0)
     told = answer(tmp_path / "a", tmp_path / "b")
     assert settings(told) == [(1, 1.0, 1)]
-    assert told["notes"] == ["1 runs are there twice, in other sweeps: each counts once"]
+    assert told["notes"] == ["1 run is there twice, in other sweeps: each counts once"]
 
 
 def test_runs_of_other_tasks_and_code_are_said(folder, answer):
