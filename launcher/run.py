@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,14 @@ from omegaconf import DictConfig, open_dict
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
 from launcher.runtime.rundir import RunDir, metric_of
 from launcher.runtime.signals import StopFlag
+from launcher.runtime.sweepdir import SweepDir
 from launcher.runtime.world import set_defaults
 
 if TYPE_CHECKING:  # imported where they are used: --help and tab completion are as quick as Hydra
     from launcher.members import Member
     from launcher.runtime.job import Outcome
+    from launcher.runtime.plan import Plan
+    from launcher.submission.reconcile import Decision, Rule
 
 
 def main() -> int:
@@ -52,7 +56,8 @@ def _main() -> int:
             left_out.append(chosen.job.num)
             return float("nan")
         try:
-            outcome = train(_member(_whole(config)), stop)
+            member = _member(_whole(config))
+            outcome = train(member, stop, _rule(member))
         except UserError as error:  # the others still run
             say_error(error)
             codes.append(error.code)
@@ -104,15 +109,26 @@ def _member(config: DictConfig) -> Member:
 def _launch(member: Member, stop: StopFlag) -> int:
     """Train here, or hand the one run to its queue: nobody trains on a login node by mistake."""
     if member.launcher == "basic":
-        return train(member, stop).code
+        return train(member, stop, _rule(member).by_name()).code
     from launcher.submission.dispatch import dispatch
 
-    dispatch([member], os.environ, Path.cwd())
+    dispatch([member], os.environ, Path.cwd(), rule=_rule(member).by_name())
     return ExitCode.DONE
 
 
-def train(member: Member, stop: StopFlag) -> Outcome:
+def _rule(member: Member) -> Rule:
+    """As ``launch.retry`` says; a run that is typed alone is asked for by that, even where it FAILED."""
+    from launcher.plan import read_sections
+    from launcher.submission.reconcile import Rule
+
+    return Rule.of(read_sections(member.values).launch.retry)
+
+
+def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     """Train ``member`` in this process, from its last checkpoint where it has one; says what became of it.
+
+    Args:
+        rule: what becomes of a run that has ended; one that FAILED and is left so counts as one that fails.
 
     Raises:
         UserError: as ``make_plan`` and ``run_job``.
@@ -124,15 +140,53 @@ def train(member: Member, stop: StopFlag) -> Outcome:
     stop.patient = True
     name = default_name(member.choices)
     plan = make_plan(member.values, default_name=name, cwd=Path.cwd(), overrides=member.words)
+    decision = _decide(plan, rule)
     if member.values["launch"]["dry_run"]:
-        print(f"would train here: {plan.rundir.path}  {' '.join(member.overrides)}".rstrip())
-        return Outcome(plan.rundir.state() or "PLANNED", ExitCode.DONE, {})
-    if plan.rundir.state() == "COMPLETED":
+        would = "train" if decision.action == "start" else decision.action
+        print(f"would {would} here: {plan.rundir.path}  {' '.join(member.overrides)}".rstrip())
+        return Outcome(decision.state, ExitCode.DONE, {})
+    if decision.action == "skip":
         print(f"COMPLETED already: {plan.rundir.path}")
         return Outcome("COMPLETED", ExitCode.DONE, plan.rundir.read(plan.rundir.summary) or {})
+    if decision.action == "keep":
+        words = (
+            f"FAILED before: {plan.rundir.path}: {decision.reason}; left as it is, launch.retry=failed runs it again"
+        )
+        print(words, file=sys.stderr)
+        return Outcome("FAILED", ExitCode.USER_ERROR, plan.rundir.read(plan.rundir.summary) or {})
+    if decision.action == "anew":
+        sweep = SweepDir(plan.rundir.path.parent)
+        with sweep.locked():
+            sweep.move_aside([plan.run_id])
     outcome = run_job(plan, os.environ, stop)
     _say(plan.rundir, outcome)
     return outcome
+
+
+def _decide(plan: Plan, rule: Rule) -> Decision:
+    """What is to be done about a run of this process; said on stderr where that is not just to begin."""
+    from launcher.submission.reconcile import decisions, described
+
+    sweep = SweepDir(plan.rundir.path.parent)
+    (decision,) = decisions(sweep, [plan], rule, _code_today(plan))
+    if decision.action not in ("start", "skip", "keep"):
+        print("\n".join(described(sweep, [decision])), file=sys.stderr)
+    return decision
+
+
+def _code_today(plan: Plan) -> str | None:
+    """Id of today's snapshot where the run was made from one: a run of this process records none of its own."""
+    if (plan.rundir.read(plan.rundir.plan) or {}).get("code") is None:
+        return None
+    return _snapshot_id(SweepDir(plan.rundir.path.parent), plan.target, plan.schema)
+
+
+@cache
+def _snapshot_id(sweep: SweepDir, target: str, schema: str) -> str:
+    from launcher.submission.snapshot import take_snapshot, top_level
+
+    packages = [__name__.partition(".")[0], *top_level([target, schema])]
+    return take_snapshot(sweep.code, Path.cwd(), packages, leave_out=sweep.path.parent).id
 
 
 def _say(rundir: RunDir, outcome: Outcome) -> None:

@@ -75,6 +75,11 @@ class LaunchConfig(Section):
     parallel: Positive | None = None
     """``hydra/launcher=submitit_local``: most runs at a time. null: one for each set of GPUs, or as the cores allow."""
 
+    retry: Literal["never", "failed", "stale"] = "never"
+    """Which runs that have ended the same command runs again. never: none. failed: those that FAILED, from their last
+    checkpoints. stale: those that ended and were made by other code than today's, from the start; what they left is
+    kept in ``<sweep>/replaced``. A single run that is named without ``-m`` is run again where it FAILED."""
+
     def __post_init__(self) -> None:
         if self.name is not None and (not self.name or self.name.startswith(".") or "/" in self.name):
             raise ValueError(f"name={self.name!r} should be one folder name: not empty, no slash, no leading dot")

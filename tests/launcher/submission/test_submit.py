@@ -16,9 +16,13 @@ from launcher import slurm_cli
 from launcher.runtime.errors import UserError
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError
-from launcher.submission.submit import Job, Receipt, claim_folders, require_accepted, settle, submit
+from launcher.submission.commit import Wanted, to_slurm
+from launcher.submission.reconcile import Rule
+from launcher.submission.submit import Job, Receipt, claim_folders, settle
 from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.jobs import job, no_code
+
+NEVER = Rule()
 
 
 class Sweep:
@@ -32,20 +36,11 @@ class Sweep:
     def jobs(self, count: int, queue: dict[str, Any] | None = None, first: int = 0) -> list[Job]:
         return [job(self.root, first + number, queue) for number in range(count)]
 
-    def submit(self, jobs: list[Job]) -> list[Receipt]:
+    def submit(self, jobs: list[Job], rule: Rule = NEVER) -> list[Receipt]:
         """As a command does."""
-        snapshot, slurm = no_code(self.dir.path, self.root), Slurm(self.slurm.env)
-        away: SlurmAway | None = None
-        try:
-            require_accepted(self.dir, jobs, slurm, snapshot, self.dir.job_logs)
-        except SlurmAway as error:
-            away = error
-        with self.dir.locked() as lock:
-            claim_folders(jobs)
-            self.dir.add_members((j.plan.run_id, j.overrides) for j in jobs)
-            if away:
-                raise away
-            return submit(self.dir, jobs, slurm, snapshot, lock, self.dir.job_logs)
+        snapshot = no_code(self.dir.path, self.root)
+        receipts = to_slurm(Wanted(self.dir, jobs, snapshot, self.dir.job_logs, self.root, rule), Slurm(self.slurm.env))
+        return [receipts[one.plan.run_id] for one in jobs]
 
     def submit_elsewhere(self, jobs: list[Job], before: Callable[[], object] = lambda: None) -> int:
         """As a command of its own does, whose end is this function's result (negative: the signal)."""
