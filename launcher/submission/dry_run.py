@@ -9,7 +9,7 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit
 from launcher.submission.batch import Batch, script_text
-from launcher.submission.reconcile import Rule, decisions, described
+from launcher.submission.reconcile import Rule, decisions, tell
 from launcher.submission.snapshot import Snapshot
 from launcher.submission.submit import Job, by_shape, largest_array, test_script, told_apart
 
@@ -30,7 +30,7 @@ def show(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, slurm: Slurm 
     print(f"# {len(jobs)} runs in {sweep.path}, code {snapshot.id} ({len(snapshot.copies)} files)")
     for decision, differs in zip(found, told_apart(jobs).values(), strict=True):
         print(f"{decision.run_id}  {decision.state:<10} {decision.action:<7} {differs}".rstrip())
-    print("".join(f"# {line}\n" for line in described(sweep, found)), end="")
+    tell(sweep, found)
     if slurm is None:
         return
     minutes = sum(job.resources.gpus * job.resources.minutes for job in todo)
