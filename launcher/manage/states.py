@@ -39,6 +39,8 @@ class RunState:
     state: str
     """PLANNED, SUBMITTED, RUNNING, PREEMPTED, REQUEUED, COMPLETED, FAILED, CANCELLED or STALLED."""
     step: int | None = None
+    total_steps: int | None = None
+    """The step that it ends with, where its task has said so."""
     loss: float | None = None
     samples_per_s: float | None = None
     attempts: int = 0
@@ -128,6 +130,7 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
         overrides=own.overrides,
         state=state,
         step=own.status.get("step"),
+        total_steps=own.status.get("total_steps"),
         loss=own.status.get("loss"),
         samples_per_s=own.status.get("samples_per_s"),
         attempts=len(own.starts),
