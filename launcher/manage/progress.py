@@ -37,7 +37,7 @@ class Progress:
 
 def progress_of(states: Sequence[RunState]) -> Progress:
     """The progress of ``states``, a pure function."""
-    known = [total for state in states if (total := _total(state))]
+    known = [expects for state in states if (expects := _total(state))]
     usual = sum(known) / len(known) if known else 0.0
     work = left = expected = 0.0
     steps = 0

@@ -65,8 +65,9 @@ def _show(now: Survey, as_json: bool) -> None:
     sys.stdout.flush()
     _say_problems(now)
     print(count(now.states), file=sys.stderr)
-    if len(now.rows) > 1:
-        print(told(progress_of(now.states)), file=sys.stderr)
+    progress = progress_of(now.states)
+    if len(now.rows) > 1 and progress.expected_steps:
+        print(told(progress), file=sys.stderr)
 
 
 def _say_problems(now: Survey) -> None:
