@@ -183,10 +183,9 @@ def _code_today(plan: Plan) -> str | None:
 
 @cache
 def _snapshot_id(sweep: SweepDir, target: str, schema: str) -> str:
-    from launcher.submission.snapshot import take_snapshot, top_level
+    from launcher.submission.dispatch import snapshot_of
 
-    packages = [__name__.partition(".")[0], *top_level([target, schema])]
-    return take_snapshot(sweep.code, Path.cwd(), packages, leave_out=sweep.path.parent).id
+    return snapshot_of(sweep, [target, schema], Path.cwd()).id
 
 
 def _say(rundir: RunDir, outcome: Outcome) -> None:

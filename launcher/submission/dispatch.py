@@ -52,7 +52,7 @@ def dispatch(
         require_slurm(env)
     sweep = _sweep_dir(launch, members[0], cwd)
     targets = [member.values["task"][key] for member in members for key in ("target", "schema")]
-    snapshot = take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(targets)], leave_out=sweep.path.parent)
+    snapshot = snapshot_of(sweep, targets, cwd)
     jobs = [_job(member, sweep, snapshot, cwd, here) for member in members]
     unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
     if len(unique) < len(jobs):
@@ -77,6 +77,15 @@ def dispatch(
         metrics = wait_for(sweep, list(receipts), slurm)
         return [metrics.get(job.plan.run_id) for job in jobs]
     return [receipts[job.plan.run_id].job_id for job in jobs]
+
+
+def snapshot_of(sweep: SweepDir, names: Sequence[str], cwd: Path) -> Snapshot:
+    """Today's code for jobs of ``sweep`` that resolve ``names`` (``package.module:attribute``).
+
+    Raises:
+        UserError: as ``take_snapshot``.
+    """
+    return take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(names)], leave_out=sweep.path.parent)
 
 
 def _launch_config(members: Sequence[Member]) -> LaunchConfig:
