@@ -16,6 +16,7 @@ from launcher import slurm_cli
 from launcher.runtime.errors import UserError
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError
+from launcher.submission import commit
 from launcher.submission.commit import Wanted, to_slurm
 from launcher.submission.reconcile import Rule
 from launcher.submission.submit import Job, Receipt, claim_folders, settle
@@ -200,7 +201,24 @@ def at_event(event: str, when: str) -> Callable[[], None]:
     return patch
 
 
+def after_call(name: str) -> Callable[[], None]:
+    """Kills this process right after it has called ``commit.<name>``."""
+
+    def patch() -> None:
+        call = getattr(commit, name)
+
+        def called(*args: Any) -> None:
+            call(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(commit, name, called)
+
+    return patch
+
+
 CRASHES = {
+    "after the decision was told": (after_call("tell"), None),
+    "after the folders were claimed": (after_call("claim_folders"), None),
     "before the intent": (at_event("intent", "before"), None),
     "after the intent": (at_event("intent", "after"), None),
     "in sbatch, before Slurm has it": (lambda: None, "before"),
