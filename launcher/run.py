@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +28,7 @@ from launcher.runtime.world import set_defaults
 if TYPE_CHECKING:  # imported where they are used: --help and tab completion are as quick as Hydra
     from launcher.members import Member
     from launcher.runtime.job import Outcome
-    from launcher.runtime.plan import Plan
-    from launcher.submission.reconcile import Decision, Rule
+    from launcher.submission.reconcile import Rule
 
 
 def main() -> int:
@@ -56,8 +54,10 @@ def _main() -> int:
             left_out.append(chosen.job.num)
             return float("nan")
         try:
+            from launcher.submission.in_process import rule_of
+
             member = _member(_whole(config))
-            outcome = train(member, stop, _rule(member))
+            outcome = train(member, stop, rule_of(member))
         except UserError as error:  # the others still run
             say_error(error)
             codes.append(error.code)
@@ -108,20 +108,15 @@ def _member(config: DictConfig) -> Member:
 
 def _launch(member: Member, stop: StopFlag) -> int:
     """Train here, or hand the one run to its queue: nobody trains on a login node by mistake."""
+    from launcher.submission.in_process import rule_of
+
+    rule = rule_of(member).by_name()
     if member.launcher == "basic":
-        return train(member, stop, _rule(member).by_name()).code
+        return train(member, stop, rule).code
     from launcher.submission.dispatch import dispatch
 
-    dispatch([member], os.environ, Path.cwd(), rule=_rule(member).by_name())
+    dispatch([member], os.environ, Path.cwd(), rule=rule)
     return ExitCode.DONE
-
-
-def _rule(member: Member) -> Rule:
-    """As ``launch.retry`` says; a run that is typed alone is asked for by that, even where it FAILED."""
-    from launcher.plan import read_sections
-    from launcher.submission.reconcile import Rule
-
-    return Rule.of(read_sections(member.values).launch.retry)
 
 
 def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
@@ -136,11 +131,12 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     from launcher.naming import default_name
     from launcher.plan import make_plan
     from launcher.runtime.job import Outcome, run_job
+    from launcher.submission.in_process import decide_here
 
     stop.patient = True
     name = default_name(member.choices)
     plan = make_plan(member.values, default_name=name, cwd=Path.cwd(), overrides=member.words)
-    decision = _decide(plan, rule)
+    decision = decide_here(plan, rule)
     if member.values["launch"]["dry_run"]:
         would = "train" if decision.action == "start" else decision.action
         print(f"would {would} here: {plan.rundir.path}  {' '.join(member.overrides)}".rstrip())
@@ -158,34 +154,10 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
         sweep = SweepDir(plan.rundir.path.parent)
         with sweep.locked():
             sweep.move_aside([plan.run_id])
+        print(f"made by other code: moved to {sweep.replaced}, made anew from the start", file=sys.stderr)
     outcome = run_job(plan, os.environ, stop)
     _say(plan.rundir, outcome)
     return outcome
-
-
-def _decide(plan: Plan, rule: Rule) -> Decision:
-    """What is to be done about a run of this process; said on stderr where that is not just to begin."""
-    from launcher.submission.reconcile import decisions, described
-
-    sweep = SweepDir(plan.rundir.path.parent)
-    (decision,) = decisions(sweep, [plan], rule, _code_today(plan))
-    if decision.action not in ("start", "skip", "keep"):
-        print("\n".join(described(sweep, [decision])), file=sys.stderr)
-    return decision
-
-
-def _code_today(plan: Plan) -> str | None:
-    """Id of today's snapshot where the run was made from one: a run of this process records none of its own."""
-    if (plan.rundir.read(plan.rundir.plan) or {}).get("code") is None:
-        return None
-    return _snapshot_id(SweepDir(plan.rundir.path.parent), plan.target, plan.schema)
-
-
-@cache
-def _snapshot_id(sweep: SweepDir, target: str, schema: str) -> str:
-    from launcher.submission.dispatch import snapshot_of
-
-    return snapshot_of(sweep, [target, schema], Path.cwd()).id
 
 
 def _say(rundir: RunDir, outcome: Outcome) -> None:

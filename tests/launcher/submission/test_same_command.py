@@ -70,6 +70,8 @@ def test_extending_a_grid_runs_what_is_new_and_what_failed_only_where_it_is_aske
     assert again.returncode == left, again.stderr
     assert repo.starts() == {1: 1, 2: 1, 4: 1, 5: 1, 666: 1}
     assert "launch.retry=failed" in again.stderr and "bad luck" in again.stderr
+    assert again.stderr.startswith("2 PLANNED: begin\n"), again.stderr
+    assert "1 FAILED: are left as they are" in again.stderr and "2 COMPLETED: are done" in again.stderr
     asked = repo.type("-m", word, *TOY, "trainer.seed=1,2,666,4,5", "launch.retry=failed")
     assert repo.starts() == {1: 1, 2: 1, 4: 1, 5: 1, 666: 2}, asked.stderr
 
