@@ -37,12 +37,18 @@ class Submission:
     """When it was about to be submitted, UTC."""
     replaced: frozenset[str] = frozenset()
     """Runs that were moved aside since: its jobs are theirs, not those of the runs that took their places."""
+    workers: int | None = None
+    """Jobs that share the runs, which wait in a queue (``SweepDir.queue``); None: each run has a job of its own."""
 
     def jobs(self) -> Iterator[tuple[str, str]]:
-        """Each run with Slurm's name of its job; those that were moved aside are left out."""
-        for index, run_id in enumerate(self.runs):
-            if run_id not in self.replaced:
-                yield run_id, str(self.job_id) if len(self.runs) == 1 else f"{self.job_id}_{index}"
+        """Each run that was not moved aside, with Slurm's name of its job, of packed runs that of all workers."""
+        names = self.job_names() if self.workers is None else [str(self.job_id)] * len(self.runs)
+        yield from ((run, name) for run, name in zip(self.runs, names, strict=True) if run not in self.replaced)
+
+    def job_names(self) -> list[str]:
+        """Slurm's names of the jobs, in the order of the array's elements."""
+        count = len(self.runs) if self.workers is None else self.workers
+        return [str(self.job_id)] if count == 1 else [f"{self.job_id}_{index}" for index in range(count)]
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,10 @@ class SweepDir:
     def withdrawal(self, token: str) -> Path:
         """Exists where a submission was given up: should Slurm have it after all, its jobs end at once."""
         return self.path / "submissions" / f"{token}.withdrawn"
+
+    def queue(self, token: str) -> Path:
+        """Folder of the queue of a submission whose members are packed (``launcher.runtime.pack.queue``)."""
+        return self.path / "queues" / token
 
     def refusal(self, token: str, job_id: str, restarts: str) -> Path:
         """Exists where a start of a job ended before it could train, by what its user has to mend: the exit code.
@@ -192,6 +202,7 @@ class SweepDir:
             if event == "intent":
                 found[token] = {"token": token, "runs": tuple(record["runs"]), "slurm_conf": record["slurm_conf"]}
                 found[token] |= {"logs": record.get("logs"), "time": str(record.get("time"))}
+                found[token] |= {"workers": record.get("workers")}
             elif event == "submitted" and token in found:
                 found[token]["job_id"] = str(record["job_id"])
             elif event == "withdrawn" and token in found:

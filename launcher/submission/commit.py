@@ -17,6 +17,7 @@ from launcher.runtime.files import write_atomic
 from launcher.runtime.plan import Plan
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway
+from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Decision, Rule, decisions, nothing_to_do, require_none_failed, tell
 from launcher.submission.snapshot import Snapshot
 from launcher.submission.submit import Job, Receipt, claim_folders, require_accepted, settle, submit, told_apart
@@ -35,6 +36,8 @@ class Wanted:
     logs: Path
     cwd: Path
     rule: Rule
+    packing: Packing | None = None
+    """Have runs of one rank share jobs."""
 
     @property
     def plans(self) -> list[Plan]:
@@ -103,7 +106,7 @@ def to_slurm(wanted: Wanted, slurm: Slurm) -> dict[str, Receipt]:
         with sweep.locked() as lock:
             found = _decide_with(wanted, slurm, away)
             begin = wanted.prepare(found)
-            new = submit(sweep, begin, slurm, wanted.snapshot, lock, wanted.logs)
+            new = submit(sweep, begin, slurm, wanted.snapshot, lock, wanted.logs, wanted.packing)
     receipts = {d.run_id: Receipt(d.run_id, d.state, d.job_id, new=False) for d in found}
     receipts |= {receipt.run_id: receipt for receipt in new}
     _say(sweep, wanted.jobs, receipts)

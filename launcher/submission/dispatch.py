@@ -16,6 +16,7 @@ from launcher.runtime.sweepdir import SweepDir
 from launcher.schema import LaunchConfig
 from launcher.slurm_cli import Slurm, require_slurm
 from launcher.submission.commit import Wanted, run_here, to_slurm
+from launcher.submission.packing import Packing, without_curves
 from launcher.submission.reconcile import Rule
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
 from launcher.submission.submit import Job
@@ -53,7 +54,8 @@ def dispatch(
     sweep = _sweep_dir(launch, members[0], cwd)
     targets = [member.values["task"][key] for member in members for key in ("target", "schema")]
     snapshot = snapshot_of(sweep, targets, cwd)
-    jobs = [_job(member, sweep, snapshot, cwd, here) for member in members]
+    packing = Packing.of(launch)
+    jobs = [_job(member, sweep, snapshot, cwd, here, packing) for member in members]
     unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
     if len(unique) < len(jobs):
         print(f"{len(jobs) - len(unique)} of {len(jobs)} members learn the same as others: run once", file=sys.stderr)
@@ -66,7 +68,7 @@ def dispatch(
 
         show(sweep, unique, snapshot, slurm, logs, rule)
         return [None] * len(jobs)
-    wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule)
+    wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule, packing)
     if slurm is None:
         metrics: Mapping[str, Any] = run_here(wanted, launch.parallel, env)
         return [metrics.get(job.plan.run_id) for job in jobs]
@@ -107,11 +109,13 @@ def _absolute(key: str, said: str, cwd: Path) -> Path:
         raise UserError(f"{key}={said}: {error}") from None
 
 
-def _job(member: Member, sweep: SweepDir, snapshot: Snapshot, cwd: Path, here: bool) -> Job:
+def _job(member: Member, sweep: SweepDir, snapshot: Snapshot, cwd: Path, here: bool, packing: Packing | None) -> Job:
     plan, resources = make_queued_plan(
         member.values, member.queue, default_name=sweep.path.name, cwd=cwd, code=snapshot.id, here=here,
         overrides=member.words,
     )  # fmt: skip
+    if packing and packing.takes(resources.hardware):
+        plan = without_curves(plan)
     return Job(plan, resources, member.overrides)
 
 
