@@ -107,7 +107,8 @@ def to_slurm(wanted: Wanted, slurm: Slurm) -> dict[str, Receipt]:
             found = _decide_with(wanted, slurm, away)
             begin = wanted.prepare(found)
             new = submit(sweep, begin, slurm, wanted.snapshot, lock, wanted.logs, wanted.packing)
-    receipts = {d.run_id: Receipt(d.run_id, d.state, d.job_id, new=False) for d in found}
+    last = {run: job for s in sweep.read_submissions() if s.job_id and not s.withdrawn for run, job in s.jobs()}
+    receipts = {d.run_id: Receipt(d.run_id, d.state, d.job_id or last.get(d.run_id), new=False) for d in found}
     receipts |= {receipt.run_id: receipt for receipt in new}
     _say(sweep, wanted.jobs, receipts)
     return receipts
