@@ -164,9 +164,7 @@ def _logs(sweep: SweepDir, first: Member, cwd: Path) -> Path:
     return _absolute("hydra.launcher.submitit_folder", str(Path(*parts[:numbered])), cwd)
 
 
-def _record(
-    sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, logs: Path, cwd: Path, goal: Goal | None
-) -> None:
+def _record(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, logs: Path, cwd: Path, goal: Goal | None) -> None:
     """Write down everything that the jobs will need, and what was asked for."""
     try:
         logs.mkdir(parents=True, exist_ok=True)

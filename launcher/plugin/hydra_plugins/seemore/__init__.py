@@ -123,9 +123,7 @@ class QueueLauncher(Launcher):
         members = complete_members(job_overrides, varying, Composer(self._loader, self._config))
         return self.launch_members(members, values_needed=True)
 
-    def launch_members(
-        self, members: Sequence[Any], values_needed: bool = False, goal: Any = None
-    ) -> list[JobReturn]:
+    def launch_members(self, members: Sequence[Any], values_needed: bool = False, goal: Any = None) -> list[JobReturn]:
         """Launch composed members; the result of each is its metric where it was waited for, else its receipt."""
         from launcher.submission.dispatch import dispatch
 
