@@ -315,8 +315,10 @@ def test_members_that_learn_the_same_are_one_run(run, launcher):
     ("words", "file", "said"),
     [
         ((), "vary: {grid: {optim.lrr: [1, 2]}}", ["unknown key 'optim.lrr'; did you mean 'optim.lr'"]),
-        ((), "vary: {grid: {optim.lr: [1, fast], trainer.batch_size: [16, many]}}", ["optim.lr='fast'", "batch_size='many'", "(3 of 4"]),
-        ((), "vary: {points: [{model: nope}, {optim.lr: x}, {optim: nope}]}", ["model=nope: there is no", "optim=nope: there", "optim.lr='x'"]),
+        ((), "vary: {grid: {optim.lr: [1, fast], trainer.batch_size: [16, many]}}",
+         ["optim.lr='fast'", "batch_size='many'", "(3 of 4"]),
+        ((), "vary: {points: [{model: nope}, {optim.lr: x}, {optim: nope}]}",
+         ["model=nope: there is no", "optim=nope: there", "optim.lr='x'"]),
         ((), "experiment: nope\n" + GRID, ["experiment=nope: there is no such option"]),
         ((), "vary: {grid: {'a b': [1]}}", ["sweeps/toy.yaml: 'a b': should be a key of the config"]),
         ((), "vary: {grid: {'~optim.lr': [1]}}", ["sweeps/toy.yaml: '~optim.lr': should be a key of the config"]),
