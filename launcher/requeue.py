@@ -1,4 +1,4 @@
-"""Putting a job back into the queue: the policy, and the door that a batch script calls when srun has ended.
+"""Putting a job back into the queue: the door that a batch script calls when srun has ended.
 
 ``python -uP -m launcher.requeue PLANS --code N`` is run by the batch shell, so that it cuts no rank's grace short and
 is not lost with a rank 0 that was killed. It ends with DONE where Slurm is about to end the job, which is requeued, or
@@ -11,23 +11,33 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
-from launcher.runtime.failures import Hung, first_failure
+from launcher.runtime.pack.queue import Queue
+from launcher.runtime.pack.trying import judge_worker
 from launcher.runtime.place import job_id, number
 from launcher.runtime.plan import Plan
-from launcher.runtime.progress import began_since_requeue, requeues, starts, without_progress
-from launcher.runtime.rundir import RunDir
-from launcher.runtime.sections import parse
-from launcher.runtime.settings import RequeueSettings
+from launcher.runtime.policy import (
+    ASKED,
+    BROKE_DOWN,
+    NEVER,
+    OUT_OF_TIME,
+    PREEMPTED,
+    STOPPED,
+    Decision,
+    judge,
+    killed_or_code,
+    limits_of,
+    record,
+    what_broke,
+)
+from launcher.runtime.progress import began_since_requeue
 from launcher.runtime.sweepdir import SweepDir
 from launcher.runtime.worker import read_plan
 from launcher.runtime.world import array_element
@@ -36,63 +46,11 @@ from launcher.slurm_cli import Slurm, SlurmAway, SlurmError
 T = TypeVar("T")
 BY_THE_SHELL = 79
 """Exit code: the job should be requeued, and there is no scontrol here (Python runs in a container)."""
-PREEMPTED, OUT_OF_TIME, ASKED, BROKE_DOWN = "preempted", "out of time", "asked to stop", "broke down"
-"""Why a job ended; the last is followed by what broke."""
-STOPPED = (
-    ExitCode.STOPPED_SAVED, ExitCode.STOPPED_NOT_SAVED, 128 + signal.SIGUSR2, 128 + signal.SIGTERM,
-)  # fmt: skip
-"""Exit codes of ranks that were asked to stop; the last two before they could listen."""
-_NEVER = (ExitCode.DONE, ExitCode.USER_ERROR, ExitCode.USAGE, ExitCode.TRAINING_FAILED)
 _EARLY_S = 90.0
 """Slurm warns of a time limit up to a minute early (sbatch(1), --signal), and saving takes its time."""
 _PAUSES_S = (5.0, 15.0, 60.0, 180.0)
 """Waits while slurmctld does not answer; the last again and again."""
 _PATIENCE_S = 12 * 3600.0
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What is known of a job whose ranks are gone."""
-
-    code: int
-    """Exit code: srun's, or 128 + a signal."""
-    cause: str
-    """PREEMPTED, OUT_OF_TIME, ASKED, or BROKE_DOWN and what broke."""
-    starts: int = 1
-    """How often it was started."""
-    without_progress: int = 0
-    """Starts in a row, up to this one, that left no newer checkpoint."""
-    timeouts: int = 0
-    """How often it was requeued because it was out of time."""
-    cancelled: bool = False
-    """By ``launcher cancel``."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What becomes of the job."""
-
-    requeue: bool
-    reason: str
-    failed: bool = False
-    """It has used up its attempts: the run is FAILED."""
-
-
-def decide(ended: Ended, limits: RequeueSettings) -> Decision:
-    """Whether a job goes back into the queue. One that its user must mend, or has cancelled, never does."""
-    if ended.cancelled:
-        return Decision(False, "cancelled")
-    if ended.code in _NEVER:
-        return Decision(False, f"exit code {ended.code}: a requeue would not change it")
-    last = f"(last: {ended.cause.removeprefix(f'{BROKE_DOWN}: ')}); see logs"
-    if ended.starts >= limits.max_attempts:
-        return Decision(False, f"requeue.max_attempts={limits.max_attempts} attempts are used up {last}", True)
-    if ended.without_progress >= limits.max_without_progress:
-        tried = f"{ended.without_progress} attempts in a row" if ended.without_progress > 1 else "1 attempt"
-        return Decision(False, f"{tried} made no progress {last}", True)
-    if ended.cause == OUT_OF_TIME and limits.max_timeouts is not None and ended.timeouts >= limits.max_timeouts:
-        return Decision(False, f"{OUT_OF_TIME}; max_num_timeout={limits.max_timeouts} requeues for that are used up")
-    return Decision(True, ended.cause)
 
 
 def runs(shown: Mapping[str, str], restarts: int) -> bool:
@@ -137,58 +95,6 @@ def _time(said: str | None) -> datetime | None:
         return None
 
 
-def limits_of(plan: Plan) -> RequeueSettings:
-    """The limits in ``plan``; those of this version where it has none."""
-    return parse(RequeueSettings, plan.execution.get("requeue") or {}, "requeue")
-
-
-def what_broke(rundir: RunDir, job: str, code: int, restarts: int) -> tuple[int, str]:
-    """The exit code and the words of what broke first in the start of ``job`` after ``restarts``; ``code``: srun's.
-
-    srun ends with the highest code: of a rank whose user has something to mend, and others that were stopped for it,
-    it tells the others'. And ranks that only lost a peer have nothing that could be mended.
-    """
-    events = rundir.attempt_events()
-    begun = _begun(events, job) if began_since_requeue(events, job, restarts) else []  # else it has not even begun
-    first = first_failure(rundir, str(begun[-1].get("incarnation"))) if begun else None
-    if code > 128:
-        killed = code - 128
-        named = signal.Signals(killed).name if killed in list(signal.Signals) else f"signal {killed}"
-        words = f"a rank was killed ({named})"
-    else:
-        words = f"exit code {code}"
-    if first is None:
-        return code, words
-    if first.get("after_another"):
-        return (code, words) if code > 128 else (ExitCode.BUG, "a rank was killed, or its node was lost")
-    said = f"rank {first.get('rank')} on {first.get('host')}: {first.get('kind')}: {first.get('message')}"
-    broke = first.get("kind") == Hung.__name__  # it ended as what is stopped does, and nobody had asked it to
-    return ExitCode.BUG if broke else int(first.get("code") or code), " ".join(said.split())
-
-
-def judge(rundir: RunDir, job: str, code: int, cause: str, limits: RequeueSettings, restarts: int) -> Decision:
-    """``decide`` for the run in ``rundir``, whose files tell how often it was tried and what came of it."""
-    if rundir.state() == "COMPLETED":
-        return Decision(False, "COMPLETED")
-    events = rundir.attempt_events()
-    silent = 0 if began_since_requeue(events, job, restarts) else 1  # it broke down before it could say that it began
-    idle = without_progress(events, job, rundir.newest_step())
-    timeouts = requeues(events, job, OUT_OF_TIME)
-    return decide(Ended(code, cause, starts(events, job) + silent, idle + silent, timeouts), limits)
-
-
-def record(rundir: RunDir, job: str, reason: str) -> None:
-    """Append to ``attempts.jsonl`` that ``job`` is about to be requeued; before it is, as nothing can be said after."""
-    begun = _begun(rundir.attempt_events(), job)
-    attempt = begun[-1].get("attempt") if begun else None
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    rundir.add_attempt_event(event="requeue", attempt=attempt, job_id=job, reason=reason, time=now)
-
-
-def _begun(events: Sequence[Mapping[str, Any]], job: str) -> list[Mapping[str, Any]]:
-    return [event for event in events if event.get("event") == "start" and str(event.get("job_id")) == job]
-
-
 def main() -> int:
     """The door; returns its exit code."""
     return guarded(lambda: _run(_arguments(), os.environ))
@@ -199,57 +105,131 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("plans", type=Path, metavar="PLANS", help="file of plans, one a line")
     parser.add_argument("--code", type=int, required=True, help="exit code of srun")
     parser.add_argument("--warned", type=float, default=0.0, metavar="S", help="--signal=USR2@S of the job")
+    parser.add_argument("--packed", action="store_true", help="the job is a worker of packed members")
     parser.add_argument("--submission", metavar="TOKEN", help="which submission it is of")
     return parser.parse_args()
+
+
+class _OneRun:
+    """A job that trains one run, as the door sees it."""
+
+    def __init__(self, plan: Plan, job: str, restarts: int, refusal: Path) -> None:
+        self.rundir, self.limits, self._job, self._restarts = plan.rundir, limits_of(plan), job, restarts
+        self._refusal = refusal
+        self._before: dict[str, Any] = {}
+
+    def what_broke(self, code: int) -> tuple[int, str]:
+        return what_broke(self.rundir, self._job, code, self._restarts)
+
+    def is_for_the_user(self, code: int) -> bool:
+        """Whether it ended, before it could train or after, by what a requeue would not change."""
+        begun = began_since_requeue(self.rundir.attempt_events(), self._job, self._restarts)
+        return code in NEVER or (self._refusal.exists() and not begun)
+
+    def judge(self, code: int, cause: str) -> Decision:
+        return judge(self.rundir, self._job, code, cause, self.limits, self._restarts)
+
+    def give_up(self, reason: str) -> None:
+        self.rundir.give_up(reason)
+
+    def stay(self, reason: str) -> None:
+        if self.rundir.state() != "COMPLETED":
+            self.rundir.say_state("PREEMPTED", f"{reason}; the same command goes on")
+
+    def requeued(self, reason: str) -> None:
+        self.rundir.path.mkdir(parents=True, exist_ok=True)
+        self._before = self.rundir.read_status()
+        record(self.rundir, self._job, reason)
+        self.rundir.say_state("REQUEUED", reason)
+
+    def not_requeued(self) -> None:
+        """Somebody was faster, or it is being cancelled."""
+        self.rundir.write_status(**(self._before or {"state": "PREEMPTED", "reason": "stopped before its first step"}))
+
+    def refused(self, code: int, reason: str) -> None:
+        said = "saved" if code == ExitCode.STOPPED_SAVED else reason
+        how = f"{said}; Slurm may not requeue it here: python -m launcher resume {self.rundir.path}"
+        self.rundir.say_state("PREEMPTED" if code in STOPPED else "FAILED", how)
+
+
+class _Worker:
+    """A job that runs packed members: they wait for any worker, and what becomes of each is its own affair."""
+
+    def __init__(self, plan: Plan, queue: Queue, job: str, restarts: int) -> None:
+        self._limits, self._queue, self._job, self._restarts = limits_of(plan), queue, job, restarts
+
+    def what_broke(self, code: int) -> tuple[int, str]:
+        return code, killed_or_code(code)
+
+    def is_for_the_user(self, code: int) -> bool:
+        return code in NEVER
+
+    def judge(self, code: int, cause: str) -> Decision:
+        return judge_worker(self._queue, self._job, code, cause, self._limits, self._restarts)
+
+    def give_up(self, reason: str) -> None:
+        """Its members are not lost: other workers take them, or the same command does."""
+
+    stay = give_up
+
+    def requeued(self, reason: str) -> None:
+        self._queue.add_event(self._job, "requeue", reason=reason)
+
+    def not_requeued(self) -> None:
+        """Nothing was said in a file of a run."""
+
+    def refused(self, code: int, reason: str) -> None:
+        """As ``give_up``."""
 
 
 def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     job = job_id(env)
     if job is None:
         raise UserError("SLURM_JOB_ID is not set: this is called by a batch script of the launcher")
-    plan = read_plan(args.plans, array_element(env) or 0)
-    rundir, sweep = plan.rundir, SweepDir(plan.rundir.path.parent)
+    plan, restarts = read_plan(args.plans, 0 if args.packed else array_element(env) or 0), _restarts(env)
+    sweep = SweepDir(plan.rundir.path.parent)
+    subject: _OneRun | _Worker
+    if args.packed:
+        subject = _Worker(plan, Queue(sweep.queue(args.plans.stem)), job, restarts)
+    else:
+        subject = _OneRun(plan, job, restarts, sweep.refusal(args.plans.stem, job, str(restarts)))
 
     def cancelled() -> bool:
         return job in sweep.read_cancelled(args.submission)
 
-    restarts = number(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0
-    code, broken = what_broke(rundir, job, args.code, restarts)
-    refused = sweep.refusal(args.plans.stem, job, str(restarts)).exists()
-    if code in _NEVER or (refused and not began_since_requeue(rundir.attempt_events(), job, restarts)):
+    code, broken = subject.what_broke(args.code)
+    if subject.is_for_the_user(code):
         return ExitCode.USER_ERROR
     if cancelled():  # ``launcher cancel`` has had it save; its scancel follows
         return ExitCode.DONE
-    rundir.path.mkdir(parents=True, exist_ok=True)
     slurm = Slurm(env, patient=False) if shutil.which("scontrol", path=env.get("PATH")) else None
     shown = _patiently(lambda: slurm.show_job(job)) if slurm else {}
     cause = classify(shown, code, broken, datetime.now(), args.warned, restarts)
     if cause is None:
         return ExitCode.DONE
-    decision = judge(rundir, job, code, cause, limits_of(plan), restarts)
+    decision = subject.judge(code, cause)
     if decision.failed:
-        rundir.give_up(decision.reason)
+        subject.give_up(decision.reason)
         say_error(UserError(decision.reason))
         return ExitCode.TRAINING_FAILED
     if not decision.requeue:
-        if rundir.state() != "COMPLETED":
-            rundir.say_state("PREEMPTED", f"{decision.reason}; the same command goes on")
+        subject.stay(decision.reason)
         return ExitCode.USER_ERROR
-    before = rundir.read_status()
-    record(rundir, job, decision.reason)
-    rundir.say_state("REQUEUED", decision.reason)
+    subject.requeued(decision.reason)
     if slurm is None:
         return BY_THE_SHELL
     try:
         if not _patiently(lambda: _ask(slurm, job, restarts, cancelled)):
-            rundir.write_status(**(before or {"state": "PREEMPTED", "reason": "stopped before its first step"}))
+            subject.not_requeued()
         return ExitCode.DONE
     except SlurmError as error:
-        said = "saved" if code == ExitCode.STOPPED_SAVED else decision.reason
-        how = f"{said}; Slurm may not requeue it here: python -m launcher resume {rundir.path}"
-        rundir.say_state("PREEMPTED" if code in STOPPED else "FAILED", how)
+        subject.refused(code, decision.reason)
         say_error(error)
     return ExitCode.USER_ERROR
+
+
+def _restarts(env: Mapping[str, str]) -> int:
+    return number(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0
 
 
 def _ask(slurm: Slurm, job: str, restarts: int, cancelled: Callable[[], bool]) -> bool:

@@ -74,7 +74,14 @@ class LaunchConfig(Section):
     """Show what would be submitted, ask Slurm whether it would take it, and change nothing."""
     parallel: Positive | None = None
     """``hydra/launcher=submitit_local``: most runs at a time. null: one for each set of GPUs, or as the cores allow."""
+    pack: Positive | None = None
+    """Members a job: it claims them one after the other from a queue that all jobs share, and torch is imported once.
+    null: a job for each member."""
+    beside: Positive = 1
+    """With ``pack``: members at a time in a job, sharing its cores and GPUs."""
 
     def __post_init__(self) -> None:
+        if self.beside > 1 and self.pack is None:
+            raise ValueError(f"beside={self.beside} is for packed members: set launch.pack too")
         if self.name is not None and (not self.name or self.name.startswith(".") or "/" in self.name):
             raise ValueError(f"name={self.name!r} should be one folder name: not empty, no slash, no leading dot")

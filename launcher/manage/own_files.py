@@ -7,9 +7,10 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launcher.runtime.errors import UserError
+from launcher.runtime.pack.queue import Queue, entry_name
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sweepdir import Submission, SweepDir
 
@@ -31,6 +32,14 @@ class OwnFiles:
     status: Mapping[str, Any]
     events: Sequence[Mapping[str, Any]]
     """Starts and ends of its attempts."""
+    packed: Literal["waiting", "claimed", "ended"] | None = None
+    """Where a packed run stands in its queue; ``job_id`` is its worker's while it is claimed, else that of all
+    workers. None: it has a job of its own."""
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its newest submission's runs share their jobs."""
+        return self.submission is not None and self.submission.workers is not None
 
     @property
     def state(self) -> str | None:
@@ -45,8 +54,11 @@ class OwnFiles:
 
     @property
     def started(self) -> bool:
-        """Whether the newest submission's job has begun."""
-        return any(str(start.get("job_id")) == self.job_id for start in self.starts)
+        """Whether the newest submission's job has begun; of a packed run whether a worker of it has begun with it."""
+        jobs = {str(start.get("job_id")) for start in self.starts}
+        if self.packed == "waiting":
+            return any(job.partition("_")[0] == self.job_id for job in jobs)
+        return self.job_id in jobs
 
     @property
     def failed(self) -> bool:
@@ -63,7 +75,7 @@ class OwnFiles:
     @property
     def needs_slurm(self) -> bool:
         """Whether Slurm may know more. Of a run that FAILED too: Slurm may have requeued its job (a node failed)."""
-        return self.job_id is not None and self.state != "COMPLETED"
+        return self.job_id is not None and self.state != "COMPLETED" and self.packed != "ended"
 
     @property
     def slurm_conf(self) -> str | None:
@@ -84,6 +96,34 @@ class OwnFiles:
         return dataclasses.replace(self, status=_status(self.rundir), events=self.rundir.attempt_events())
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the runs of one packed submission stand in its queue; read once for all of them."""
+
+    entries: Mapping[str, str]
+    """The entry of each run."""
+    claims: Mapping[str, str]
+    """The worker of each entry that is claimed."""
+    ended: Collection[str]
+
+    @staticmethod
+    def of(sweep: SweepDir, submission: Submission) -> Places:
+        """Those of ``submission``."""
+        queue = Queue(sweep.queue(submission.token))
+        entries = {run: entry_name(index) for index, run in enumerate(submission.runs)}
+        return Places(entries, queue.claims(), frozenset(queue.list_ended()))  # in the order in which entries move
+
+    def put(self, own: OwnFiles) -> OwnFiles:
+        """``own`` with its place, and the job that it stands for."""
+        entry = self.entries[own.rundir.path.name]
+        if entry in self.claims:
+            return dataclasses.replace(own, packed="claimed", job_id=self.claims[entry])
+        if entry not in self.ended:
+            return dataclasses.replace(own, packed="waiting")
+        started = own.starts[-1].get("job_id") if own.starts else own.job_id
+        return dataclasses.replace(own, packed="ended", job_id=str(started))
+
+
 def own_files(sweep: SweepDir, only: Collection[str] | None = None) -> list[OwnFiles]:
     """What the files of each run of ``sweep`` say, in the order in which the runs were asked for."""
     members = {run_id: tuple(overrides) for run_id, overrides in sweep.read_members().items()}
@@ -98,17 +138,17 @@ def own_files(sweep: SweepDir, only: Collection[str] | None = None) -> list[OwnF
         elif not submission.withdrawn:
             cut_off.update(submission.runs)
     cancelled = sweep.read_cancelled()
+    places = {s.token: Places.of(sweep, s) for _, s in jobs.values() if s.workers is not None}
     found = []
     for run_id, overrides in members.items():
         if only is None or run_id in only:
             rundir = sweep.run(run_id)
             job_id, submission_of = jobs.get(run_id, (None, None))
             status, events = _status(rundir), rundir.attempt_events()
-            found.append(
-                OwnFiles(
-                    rundir, overrides, job_id, submission_of, job_id in cancelled, run_id in cut_off, status, events
-                )
+            own = OwnFiles(
+                rundir, overrides, job_id, submission_of, job_id in cancelled, run_id in cut_off, status, events
             )
+            found.append(places[submission_of.token].put(own) if submission_of and own.is_packed else own)
     return found
 
 

@@ -72,8 +72,15 @@ class SlurmsWord:
     """Whether Slurm was asked and answered."""
 
     def job(self, own: OwnFiles) -> QueuedJob | None:
-        """A run's job in the queue: one of its number and with its script, not another cluster's of that number."""
+        """A run's job in the queue: one of its number and with its script, not another cluster's of that number.
+
+        Of a packed run that waits it is a worker that may take it, one that runs if there is any.
+        """
         name = own.job_id or ""
+        if own.packed == "waiting":
+            workers = [j for j in self.queue.values() if j.job_id.partition("_")[0] == name and own.owns(j.command)]
+            live = [worker for worker in workers if worker.state in (*_GOING, *_WAITING)]
+            return min(live, key=lambda worker: worker.state in _WAITING, default=None)
         array = name.partition("_")[0]
         if name not in self.queue and not own.started:
             name = array  # squeue's one line for all elements that were cancelled before they began
@@ -120,7 +127,7 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
         own = own.again()  # its job may have ended well after its files were read and before Slurm was asked
     job = word.job(own)
     state, reason = _decide(own, slurms, word.known)
-    waits = state in ("SUBMITTED", "REQUEUED") and job is not None
+    waits = state in ("SUBMITTED", "REQUEUED") and job is not None and job.state in _WAITING
     return RunState(
         run_id=own.rundir.path.name,
         path=str(own.rundir.path),
@@ -131,7 +138,7 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
         samples_per_s=own.status.get("samples_per_s"),
         attempts=len(own.starts),
         job_id=own.job_id,
-        node=job.nodes if job and job.nodes else own.hosts,
+        node=own.hosts if own.packed == "waiting" else job.nodes if job and job.nodes else own.hosts,
         reason=job.reason.replace("None", "") if waits and job else reason,
         start=job.start if waits and job and job.start != "N/A" else "",
         slurm=slurms,
@@ -143,8 +150,14 @@ def _decide(own: OwnFiles, slurms: str, known: bool) -> tuple[str, str]:
     said = str(own.status.get("reason") or "")
     if own.state == "COMPLETED":
         return "COMPLETED", said
+    if own.packed == "ended":
+        return own.state or "FAILED", said or ("" if own.state else "left its queue without a word")
     if own.job_id is None:
         return _without_job(own, said)
+    if own.packed == "waiting":
+        if known and slurms not in (*_WAITING, *_GOING):
+            return "PREEMPTED", "none of its workers is left; the same command goes on"
+        return ("REQUEUED" if own.started else "SUBMITTED"), ""
     if slurms in _WAITING:
         return ("REQUEUED" if own.started else "SUBMITTED"), ""
     if slurms in _GOING and not (own.failed and slurms == "COMPLETING"):

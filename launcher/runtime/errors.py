@@ -48,6 +48,10 @@ class Stopped(UserError):
         super().__init__("stopped on request before there was anything to save")
 
 
+class InUse(UserError):
+    """Another process trains the run; what it does is what was asked for."""
+
+
 class RunsNotDone(UserError):
     """Some of several runs failed or were stopped; the code is that of the worst."""
 

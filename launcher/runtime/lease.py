@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.runtime.errors import ExitCode, Stopped, UserError
+from launcher.runtime.errors import ExitCode, InUse, Stopped, UserError
 from launcher.runtime.files import write_json
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.signals import StopFlag
@@ -77,13 +77,13 @@ def take(rundir: RunDir, world: World, stop: StopFlag, stack: ExitStack) -> Call
     except UserError as error:
         before = _read(rundir.lease)
         if before is None or not _is_earlier_start(before, world):
-            raise UserError(f"{error}{_of(before)}") from None
+            raise InUse(f"{error}{_of(before)}") from None
         left = os.open(rundir.lock_file, os.O_RDONLY)
         rundir.lock_file.unlink()  # the one that lives on keeps the lock of a file that nobody sees any more
         stack.enter_context(rundir.lock())
     if left is None and before is not None and _may_live_elsewhere(rundir, before):
         if not _is_earlier_start(before, world) and _moves(rundir, stop):
-            raise UserError(f"run {rundir.path}: another process is training it{_of(before)}; wait for it or stop it")
+            raise InUse(f"run {rundir.path}: another process is training it{_of(before)}; wait for it or stop it")
         left = -1
     return lambda attempt: _take(rundir, world, attempt, left, stop)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from launcher.runtime.errors import UserError
+from launcher.runtime.errors import InUse, UserError
 from launcher.runtime.files import append_json_line, read_json_lines, write_json
 
 _UNFINISHED = ".unfinished-"
@@ -300,4 +300,4 @@ class _RunLock(FileLock):
             return super().acquire(*args, **kwargs)
         except Timeout:
             run = Path(self.lock_file).parent
-            raise UserError(f"run {run}: another process is training it; wait for it or stop it first") from None
+            raise InUse(f"run {run}: another process is training it; wait for it or stop it first") from None

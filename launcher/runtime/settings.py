@@ -55,7 +55,10 @@ class TrackerSettings(Section):
     """Where numbers go: any of these, or none. Chosen together: ``tracker=[csv,tensorboard]``."""
 
     csv: bool = False
-    """metrics.csv, losses_log.csv, timing_logs.csv and the curves."""
+    """metrics.csv, losses_log.csv and timing_logs.csv."""
+    curves: bool = True
+    """With csv: draw loss_curve.png and timing_curve.png at the end. Packed members leave it to
+    ``python -m launcher curves``: a picture takes longer than a short run."""
     tensorboard: bool = False
     """Event files under ``tb/``."""
 

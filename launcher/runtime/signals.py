@@ -7,7 +7,8 @@ import signal
 import time
 from types import FrameType
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+"""What asks a process to save and stop."""
 
 
 class StopFlag:
@@ -29,7 +30,7 @@ class StopFlag:
         Args:
             hang_up: the end of the terminal (SIGHUP) too, unless it is ignored: ``nohup`` means to go on.
         """
-        for number in _STOP_SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
         if hang_up and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self._on_signal)
@@ -40,7 +41,7 @@ class StopFlag:
         Python puts back their default as it ends, and a signal in these last milliseconds (srun sends one to the ranks
         that end last) would kill this process and be taken for the job's failure.
         """
-        for number in _STOP_SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     def __bool__(self) -> bool:

@@ -34,11 +34,18 @@ class Submission:
     """Folder of what its jobs print; None: the sweep's own (``SweepDir.job_logs``)."""
     time: str = ""
     """When it was about to be submitted, UTC."""
+    workers: int | None = None
+    """Jobs that share the runs, which wait in a queue (``SweepDir.queue``); None: each run has a job of its own."""
 
     def jobs(self) -> Iterator[tuple[str, str]]:
-        """Each run with Slurm's name of its job."""
-        for index, run_id in enumerate(self.runs):
-            yield run_id, str(self.job_id) if len(self.runs) == 1 else f"{self.job_id}_{index}"
+        """Each run with Slurm's name of its job; of packed runs that of all workers."""
+        names = self.job_names() if self.workers is None else [str(self.job_id)] * len(self.runs)
+        yield from zip(self.runs, names, strict=True)
+
+    def job_names(self) -> list[str]:
+        """Slurm's names of the jobs, in the order of the array's elements."""
+        count = len(self.runs) if self.workers is None else self.workers
+        return [str(self.job_id)] if count == 1 else [f"{self.job_id}_{index}" for index in range(count)]
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,10 @@ class SweepDir:
     def withdrawal(self, token: str) -> Path:
         """Exists where a submission was given up: should Slurm have it after all, its jobs end at once."""
         return self.path / "submissions" / f"{token}.withdrawn"
+
+    def queue(self, token: str) -> Path:
+        """Folder of the queue of a submission whose members are packed (``launcher.runtime.pack.queue``)."""
+        return self.path / "queues" / token
 
     def refusal(self, token: str, job_id: str, restarts: str) -> Path:
         """Exists where a start of a job ended before it could train, by what its user has to mend: the exit code.
@@ -163,6 +174,7 @@ class SweepDir:
             if event == "intent":
                 found[token] = {"token": token, "runs": tuple(record["runs"]), "slurm_conf": record["slurm_conf"]}
                 found[token] |= {"logs": record.get("logs"), "time": str(record.get("time"))}
+                found[token] |= {"workers": record.get("workers")}
             elif event == "submitted" and token in found:
                 found[token]["job_id"] = str(record["job_id"])
             elif event == "withdrawn" and token in found:

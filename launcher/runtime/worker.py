@@ -7,10 +7,8 @@ submitit: what was composed is frozen in the plan. Nothing is printed but errors
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
-import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.runtime.errors import ExitCode, UserError, guarded
+from launcher.runtime.parent import end_with_parent
 from launcher.runtime.place import in_slurm_step, job_id
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
@@ -26,8 +25,6 @@ from launcher.runtime.world import array_element, set_defaults
 
 if TYPE_CHECKING:
     from launcher.runtime.plan import Plan
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
@@ -44,19 +41,12 @@ def main() -> int:
     return code
 
 
-def end_with_parent() -> None:
-    """Have the kernel send SIGTERM when the local queue that started this process is gone, killed or not (prctl(2))."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def read_plan(path: Path, element: int) -> Plan:
     """The plan on line ``element`` (from 0) of the file ``path``.
 
     Raises:
         UserError: there is no such file or line, or it holds no plan.
     """
-    from launcher.runtime.plan import Plan
-
     try:
         with path.open("rb") as file:
             line = next(islice(file, element, None), None) if element >= 0 else None
@@ -64,6 +54,17 @@ def read_plan(path: Path, element: int) -> Plan:
         raise UserError(f"plans {path}: {error.strerror or error}; submit the sweep again") from None
     if line is None:
         raise UserError(f"plans {path}: has no line for element {element} (counted from 0)")
+    return parse_plan(line, path, element)
+
+
+def parse_plan(line: bytes, path: Path, element: int) -> Plan:
+    """The plan that ``line``, that of ``element`` in ``path``, holds.
+
+    Raises:
+        UserError: it holds none.
+    """
+    from launcher.runtime.plan import Plan
+
     try:
         return Plan.from_json(json.loads(line))
     except (ValueError, TypeError):
@@ -99,7 +100,7 @@ def _leave_word(plans: Path, env: Mapping[str, str], code: ExitCode) -> None:
 
 def _run(args: argparse.Namespace, stop: StopFlag) -> int:
     if args.submission is not None:
-        _see_not_withdrawn(args.plans.parent, args.submission)
+        require_not_withdrawn(args.plans.parent, args.submission)
     element = args.element if args.element is not None else array_element(os.environ)
     plan = read_plan(args.plans, element or 0)
     if args.submission is not None and "SUBMITIT_LOCAL_JOB_ID" not in os.environ:
@@ -111,7 +112,12 @@ def _run(args: argparse.Namespace, stop: StopFlag) -> int:
     return run_job(plan, os.environ, stop, visible=False).code
 
 
-def _see_not_withdrawn(folder: Path, token: str) -> None:
+def require_not_withdrawn(folder: Path, token: str) -> None:
+    """See that the submission ``token``, whose files stand in ``folder``, was not given up.
+
+    Raises:
+        UserError: it was, or that cannot be told.
+    """
     if not token or token.startswith(".") or "/" in token:
         raise UserError(f"--submission {token!r}: should be a plain name")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.requeue import BY_THE_SHELL
@@ -15,6 +15,7 @@ from launcher.submission.resources import Resources
 from launcher.submission.snapshot import Snapshot
 
 WORKER = "launcher.runtime.worker"
+PACK_WORKER = "launcher.runtime.pack.worker"
 _TUNABLES = f'export GLIBC_TUNABLES={STREAMING}"${{GLIBC_TUNABLES:+:$GLIBC_TUNABLES}}"'
 REQUEUE = "launcher.requeue"
 _SUBMITITS_NAMES = {
@@ -73,11 +74,21 @@ class Batch:
     """Folder of what the job prints."""
     started: Path
     """Where its first lines write its number."""
+    worker: tuple[str, ...] = (WORKER,)
+    """The module that each rank runs, and its options."""
+    door: tuple[str, ...] = ()
+    """Options of the door that is called when srun has ended."""
 
     @staticmethod
     def of(sweep: SweepDir, token: str, resources: Resources, count: int, logs: Path) -> Batch:
         """A submission of ``sweep``."""
         return Batch(sweep.path.name, token, sweep.plans(token), count, resources, logs, sweep.started(token))
+
+    def packed(self, beside: int) -> Batch:
+        """The same with jobs that share all plans, each at ``beside`` of them at a time."""
+        cpus = self.resources.hardware.cpus_per_task
+        options = ("--beside", str(beside), *(("--cpus", str(cpus)) if cpus else ()))
+        return replace(self, worker=(PACK_WORKER, *options), door=("--packed",))
 
 
 def script_text(batch: Batch, snapshot: Snapshot) -> str:
@@ -137,12 +148,12 @@ def _require_plain(batch: Batch, snapshot: Snapshot) -> None:
 
 
 def _command(batch: Batch) -> str:
-    return _python(batch, WORKER)
+    return _python(batch, *batch.worker)
 
 
 def _after_srun(batch: Batch) -> str:
     warned = str(batch.resources.queue.get("signal_delay_s", _SIGNAL_DELAY_S))
-    command = _python(batch, REQUEUE, "--warned", warned)
+    command = _python(batch, REQUEUE, "--warned", warned, *batch.door)
     return _AFTER_SRUN.format(requeue=command, by_the_shell=BY_THE_SHELL, failed=int(ExitCode.TRAINING_FAILED))
 
 

@@ -20,6 +20,7 @@ from launcher.runtime.sweepdir import SweepDir
 from launcher.schema import LaunchConfig
 from launcher.slurm_cli import Slurm, SlurmAway, require_slurm
 from launcher.submission.goal import Goal, only, require_same_sweep, say_merged
+from launcher.submission.packing import Packing, without_curves
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
 from launcher.submission.submit import Job, Receipt, claim_folders, require_accepted, submit, told_apart
 
@@ -59,7 +60,8 @@ def dispatch(
     require_same_sweep(sweep, goal, [member.values["task"]["target"] for member in members])
     targets = [member.values["task"][key] for member in members for key in ("target", "schema")]
     snapshot = take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(targets)], leave_out=sweep.path.parent)
-    jobs = [_job(member, sweep, snapshot, cwd, here) for member in members]
+    packing = Packing.of(launch)
+    jobs = [_job(member, sweep, snapshot, cwd, here, packing) for member in members]
     unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
     if len(unique) < len(jobs):
         say_merged(len(jobs) - len(unique), len(jobs))
@@ -78,7 +80,7 @@ def dispatch(
             _record(sweep, unique, snapshot, logs, cwd, goal)
             metrics: Mapping[str, Any] = run_all(sweep, unique, snapshot, launch.parallel, env, logs)
         return _values(jobs, metrics, goal)
-    receipts = _to_slurm(sweep, unique, slurm, snapshot, logs, cwd, goal)
+    receipts = _to_slurm(sweep, unique, slurm, snapshot, logs, cwd, packing, goal)
     if launch.wait or values_needed:
         from launcher.submission.waiting import wait_for
 
@@ -99,6 +101,7 @@ def _to_slurm(
     snapshot: Snapshot,
     logs: Path,
     cwd: Path,
+    packing: Packing | None,
     goal: Goal | None,
 ) -> dict[str, Receipt]:
     """Submit, and say what became of it; the receipts by run_id."""
@@ -111,7 +114,7 @@ def _to_slurm(
         _record(sweep, jobs, snapshot, logs, cwd, goal)
         if away is not None:
             raise SlurmAway(f"{away}; the runs stay planned, the same command submits them")
-        receipts = {r.run_id: r for r in submit(sweep, jobs, slurm, snapshot, lock, logs)}
+        receipts = {r.run_id: r for r in submit(sweep, jobs, slurm, snapshot, lock, logs, packing)}
     _say(sweep, jobs, receipts, slurm)
     return receipts
 
@@ -135,11 +138,13 @@ def _absolute(key: str, said: str, cwd: Path) -> Path:
         raise UserError(f"{key}={said}: {error}") from None
 
 
-def _job(member: Member, sweep: SweepDir, snapshot: Snapshot, cwd: Path, here: bool) -> Job:
+def _job(member: Member, sweep: SweepDir, snapshot: Snapshot, cwd: Path, here: bool, packing: Packing | None) -> Job:
     plan, resources = make_queued_plan(
         member.values, member.queue, default_name=sweep.path.name, cwd=cwd, code=snapshot.id, here=here,
         overrides=member.words,
     )  # fmt: skip
+    if packing and packing.takes(resources.hardware):
+        plan = without_curves(plan)
     return Job(plan, resources, member.overrides)
 
 

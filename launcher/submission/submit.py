@@ -16,10 +16,12 @@ from pathlib import Path
 from launcher.manage.states import RunState, run_states
 from launcher.runtime.errors import UserError
 from launcher.runtime.files import write_json
+from launcher.runtime.pack.queue import Queue, entry_name
 from launcher.runtime.plan import Plan
 from launcher.runtime.sweepdir import Submission, SweepDir, write_plans
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit, with_patience
 from launcher.submission.batch import Batch, script_text
+from launcher.submission.packing import Packing
 from launcher.submission.resources import Resources
 from launcher.submission.snapshot import Snapshot
 
@@ -50,13 +52,20 @@ class Receipt:
 
 
 def submit(
-    sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm, snapshot: Snapshot, lock: int, logs: Path
+    sweep: SweepDir,
+    jobs: Sequence[Job],
+    slurm: Slurm,
+    snapshot: Snapshot,
+    lock: int,
+    logs: Path,
+    packing: Packing | None = None,
 ) -> list[Receipt]:
     """Submit those of ``jobs`` that are neither done nor queued; the caller holds the sweep's lock.
 
     Args:
         lock: descriptor of the lock, which sbatch keeps open.
         logs: folder of what jobs print.
+        packing: have runs of one rank share jobs.
 
     Raises:
         SlurmAway: slurmctld does not answer; what is not submitted stays PLANNED.
@@ -69,7 +78,7 @@ def submit(
     if todo:
         limit = largest_array(slurm)
         for shape in by_shape(todo):
-            batcher = _Batcher(sweep, shape, snapshot, slurm, lock, logs)
+            batcher = _Batcher(sweep, shape, snapshot, slurm, lock, logs, packing)
             answer |= {receipt.run_id: receipt for receipt in batcher.submit(limit)}
     return [answer[job.plan.run_id] for job in jobs]
 
@@ -182,13 +191,24 @@ class _Batcher:
     """Submits the runs of one resource shape."""
 
     def __init__(
-        self, sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, slurm: Slurm, lock: int, logs: Path
+        self,
+        sweep: SweepDir,
+        jobs: Sequence[Job],
+        snapshot: Snapshot,
+        slurm: Slurm,
+        lock: int,
+        logs: Path,
+        packing: Packing | None,
     ) -> None:
         self._sweep, self._jobs, self._snapshot, self._slurm = sweep, list(jobs), snapshot, slurm
         self._lock, self._logs = lock, logs
+        self._packing = packing if packing and packing.takes(jobs[0].resources.hardware) else None
 
     def submit(self, limit: int) -> Iterator[Receipt]:
         """Submit in arrays of at most ``limit`` elements, smaller ones where Slurm takes no more jobs of this user."""
+        if self._packing is not None:
+            yield from self._submit_packed(self._packing.jobs(len(self._jobs), limit))
+            return
         left, size, reason = self._jobs, limit, ""
         while left and size:
             chunk = left[: min(size, limit)]
@@ -199,7 +219,18 @@ class _Batcher:
                 size, reason = len(chunk) // 2, str(error)
         yield from (Receipt(job.plan.run_id, "PLANNED", None, new=False, reason=reason) for job in left)
 
-    def _submit(self, jobs: Sequence[Job]) -> list[Receipt]:
+    def _submit_packed(self, workers: int) -> list[Receipt]:
+        """Submit all runs for ``workers`` jobs, or fewer where Slurm takes no more of this user."""
+        reason = ""
+        while workers:
+            try:
+                return self._submit(self._jobs, workers)
+            except SubmitLimit as error:
+                workers, reason = workers // 2, str(error)
+        return [Receipt(job.plan.run_id, "PLANNED", None, new=False, reason=reason) for job in self._jobs]
+
+    def _submit(self, jobs: Sequence[Job], workers: int | None = None) -> list[Receipt]:
+        """``workers``: jobs that share the runs; None: each has one of its own."""
         token = ""
 
         def call() -> str:
@@ -208,7 +239,7 @@ class _Batcher:
                 if found := self._slurm.once().submitted_as(self._sweep.script(token)):
                     return found
                 _withdraw(self._sweep, token, "sbatch had no answer")
-            token = self._write_down(jobs)
+            token = self._write_down(jobs, workers)
             return self._slurm.sbatch(self._sweep.script(token), keep_open=(self._lock,))
 
         try:
@@ -220,22 +251,27 @@ class _Batcher:
             raise
         self._sweep.add_event("submitted", token, job_id=job_id)
         runs = tuple(job.plan.run_id for job in jobs)
-        named = Submission(token, runs, self._slurm.slurm_conf, job_id=job_id).jobs()
+        named = Submission(token, runs, self._slurm.slurm_conf, job_id=job_id, workers=workers).jobs()
         return [Receipt(run, "SUBMITTED", name, new=True) for run, name in named]
 
-    def _write_down(self, jobs: Sequence[Job]) -> str:
+    def _write_down(self, jobs: Sequence[Job], workers: int | None) -> str:
         """Plans, script and intent of a new submission, durably; returns its token."""
         token = uuid.uuid4().hex[:12]
         write_plans(self._sweep.plans(token), (job.plan.to_json() for job in jobs))
-        self._write_script(token, len(jobs))
+        if workers is not None:
+            Queue(self._sweep.queue(token)).fill(entry_name(index) for index in range(len(jobs)))
+        self._write_script(token, workers or len(jobs))
         runs = [job.plan.run_id for job in jobs]
         logs = None if self._logs == self._sweep.job_logs else str(self._logs)
-        self._sweep.add_event("intent", token, runs=runs, slurm_conf=self._slurm.slurm_conf, logs=logs)
+        conf = self._slurm.slurm_conf
+        self._sweep.add_event("intent", token, runs=runs, slurm_conf=conf, logs=logs, workers=workers)
         return token
 
     def _write_script(self, token: str, count: int) -> None:
         sweep, resources = self._sweep, self._jobs[0].resources
         batch = Batch.of(sweep, token, resources, count, self._logs)
+        if self._packing is not None:
+            batch = batch.packed(self._packing.beside)
         script = sweep.script(token)
         script.parent.mkdir(parents=True, exist_ok=True)
         script.write_text(script_text(batch, self._snapshot), encoding="utf-8")

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from launcher import requeue
-from launcher.requeue import BY_THE_SHELL, Ended, classify, decide, judge, what_broke
+from launcher.requeue import BY_THE_SHELL, classify
 from launcher.runtime.errors import ExitCode
 from launcher.runtime.files import append_json_line, write_json
 from launcher.runtime.plan import Plan
+from launcher.runtime.policy import Ended, decide, judge, what_broke
 from launcher.runtime.settings import RequeueSettings
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm

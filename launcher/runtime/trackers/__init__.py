@@ -36,7 +36,7 @@ def start_trackers(
     if chosen.csv:
         from launcher.runtime.trackers.csv_files import CsvFiles
 
-        trackers.append(CsvFiles(rundir, step))
+        trackers.append(CsvFiles(rundir, step, curves=chosen.curves))
     if chosen.tensorboard:
         from launcher.runtime.trackers.tensorboard import TensorBoard
 

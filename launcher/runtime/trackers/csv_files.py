@@ -17,8 +17,9 @@ TIMING_COLUMNS = {f"{phase}_s": f"time/{phase}" for phase in ("data", "forward",
 class CsvFiles:
     """The CSV files of a run directory and the curves drawn from them."""
 
-    def __init__(self, rundir: RunDir, step: int) -> None:
-        self._rundir = rundir
+    def __init__(self, rundir: RunDir, step: int, *, curves: bool = True) -> None:
+        """``curves``: draw them at the end."""
+        self._rundir, self._curves = rundir, curves
         self._metrics = StepTable(rundir.metrics, ["step", "split", "name", "value"], step)
         self._losses = StepTable(rundir.losses, ["step", *LOSS_COLUMNS], step)
         self._timings = StepTable(rundir.timings, ["step", *TIMING_COLUMNS], step)
@@ -36,7 +37,7 @@ class CsvFiles:
         """Close the files and draw the curves; not of a run that was stopped, as drawing takes seconds of its grace."""
         for table in (self._metrics, self._losses, self._timings):
             table.close()
-        if summary:
+        if summary and self._curves:
             draw_curves(self._rundir)
 
 

@@ -1,0 +1,185 @@
+"""The members that one worker runs: claimed one by one, forked, looked after, given back when the worker must stop."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from launcher.runtime.device import visible_gpus
+from launcher.runtime.errors import ExitCode, InUse
+from launcher.runtime.pack.child import Child
+from launcher.runtime.pack.preload import preload, preload_too
+from launcher.runtime.plan import Plan
+from launcher.runtime.policy import NEVER, STOPPED, close_status, settle
+from launcher.runtime.signals import StopFlag
+
+_BUSY = 80
+"""A member's exit code: another process trains the run."""
+_BUSY_PAUSE_S = 0.5
+_BUSY_MOST_S = 30.0
+"""How long a run that another process trains is tried again: that may be a dying worker's, gone in seconds."""
+_LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A member that this worker runs."""
+
+    entry: str
+    plan: Plan
+
+
+class Source(Protocol):
+    """Where a worker's members come from, and where it says what became of them."""
+
+    def claim(self, leave: frozenset[str]) -> Claim | None:
+        """A member to run, but none of the entries in ``leave``; None: there is none now."""
+
+    def give_back(self, claim: Claim) -> None:
+        """It is to be run again, by whomever."""
+
+    def end(self, claim: Claim, code: int) -> None:
+        """It need not be run any more; ``code`` is what its process ended with."""
+
+    def is_cancelled(self, claim: Claim) -> bool:
+        """Whether it is to be stopped for good."""
+
+
+Run = Callable[[Claim, StopFlag], int]
+"""Runs a member in its own process; returns its exit code."""
+
+
+@dataclass
+class _Running:
+    claim: Claim
+    child: Child
+    slot: int
+    cancelled: bool = False
+
+
+class Crew:
+    """A worker's members; at most ``beside`` at a time, each with its share of the GPUs."""
+
+    def __init__(
+        self, source: Source, run: Run, stop: StopFlag, *, job: str, restarts: int, beside: int, env: Mapping[str, str]
+    ) -> None:
+        self._source, self._run, self._stop = source, run, stop
+        self._job, self._restarts, self._beside, self._env = job, restarts, beside, env
+        self._running: list[_Running] = []
+        self._busy: dict[str, tuple[float, float]] = {}
+        """When an entry was found in use first, and when it is tried next."""
+        self._failed = self._unsaved = 0
+        self._told = self._warm = False
+
+    def work(self, began: Callable[[], None]) -> int:
+        """Run members until there is none or a stop was asked for; returns the exit code that says most.
+
+        Args:
+            began: called when the first member is about to begin.
+        """
+        try:
+            while True:
+                while not self._stop and len(self._running) < self._beside and (claim := self._next()):
+                    if not self._warm:
+                        self._warm = True
+                        preload(claim.plan)
+                        began()
+                    self._start(claim)
+                if not self._running and (self._stop or not self._busy):
+                    break
+                self._wait()
+                self._look_after()
+        finally:
+            for running in self._running:  # a second Ctrl-C, or a bug of ours: nothing is left behind
+                running.child.signal(signal.SIGKILL)
+                running.child.reap()
+                self._source.give_back(running.claim)
+        if self._stop:
+            return ExitCode.STOPPED_NOT_SAVED if self._unsaved else ExitCode.STOPPED_SAVED
+        return ExitCode.TRAINING_FAILED if self._failed else ExitCode.DONE
+
+    def _next(self) -> Claim | None:
+        now = time.monotonic()
+        return self._source.claim(frozenset(entry for entry, (_, due) in self._busy.items() if due > now))
+
+    def _start(self, claim: Claim) -> None:
+        slots = {running.slot for running in self._running}
+        slot = next(i for i in range(self._beside) if i not in slots)
+        env = dict(self._env)
+        if claim.plan.hardware["device"] == "cuda" and (gpus := visible_gpus(os.environ)):
+            env["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        self._running.append(_Running(claim, Child(lambda stop: _run(self._run, claim, stop), env), slot))
+
+    def _wait(self) -> None:
+        """Until a member ends, or something may be due."""
+        with selectors.DefaultSelector() as selector:
+            for running in self._running:
+                selector.register(running.child.descriptor, selectors.EVENT_READ)
+            ended = selector.select(timeout=0 if self._stop and not self._told else _LOOK_EVERY_S)
+        over = {key.fd for key, _ in ended}
+        for running in [r for r in self._running if r.child.descriptor in over]:
+            self._running.remove(running)
+            self._end(running, running.child.reap())
+
+    def _look_after(self) -> None:
+        if self._stop and not self._told:
+            self._told = True
+            for running in self._running:
+                running.child.signal(signal.SIGTERM)
+        for running in self._running:
+            if not running.cancelled and self._source.is_cancelled(running.claim):
+                running.cancelled = True
+                running.child.signal(signal.SIGTERM)
+
+    def _end(self, running: _Running, code: int) -> None:
+        claim, rundir = running.claim, running.claim.plan.rundir
+        if code == _BUSY:
+            self._put_off(claim)
+            return
+        self._busy.pop(claim.entry, None)
+        preload_too(running.child.imported)
+        again = False
+        if code != ExitCode.DONE and (running.cancelled or self._source.is_cancelled(claim)):
+            rundir.say_state("CANCELLED", "cancelled; the same command goes on")
+        elif code != ExitCode.DONE:
+            close_status(rundir, [code if code <= 128 else 128 - code], code, running.child.began)
+            if code in STOPPED and self._told:
+                again = True
+                self._unsaved += code != ExitCode.STOPPED_SAVED
+            elif code not in NEVER:
+                code, again = settle(claim.plan, self._job, code, self._restarts)
+            self._failed += not again and code not in STOPPED
+        self._source.give_back(claim) if again else self._source.end(claim, code)
+        said = "; waits to go on" if again else ""
+        _say(f"{rundir.state()}: {claim.plan.run_id} ({time.time() - running.child.began:.1f} s){said}")
+
+    def _put_off(self, claim: Claim) -> None:
+        """Another process trains the run: one that is dying, or another command's, whose result will do."""
+        now = time.monotonic()
+        since = self._busy.get(claim.entry, (now, now))[0]
+        if now - since > _BUSY_MOST_S:
+            del self._busy[claim.entry]
+            self._source.end(claim, ExitCode.DONE)
+            _say(f"left to the other process that trains it: {claim.plan.rundir.path}")
+            return
+        self._busy[claim.entry] = since, now + _BUSY_PAUSE_S
+        self._source.give_back(claim)
+
+
+def _run(run: Run, claim: Claim, stop: StopFlag) -> int:
+    try:
+        return run(claim, stop)
+    except InUse:
+        return _BUSY
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # nobody need be there to read it
+        print(text, file=sys.stderr, flush=True)

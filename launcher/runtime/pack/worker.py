@@ -1,0 +1,139 @@
+"""A packed worker's door: ``python -uP -m launcher.runtime.pack.worker PLANS`` runs members until none waits.
+
+PLANS holds a plan a line, as for ``launcher.runtime.worker``; which of them wait is told by the queue beside it. The
+worker imports torch once and forks a process for each member, so one that breaks down touches no other. Another worker
+may be started by hand on the same file at any time, anywhere that sees the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.runtime.errors import UserError, guarded
+from launcher.runtime.pack.crew import Claim, Crew, Source
+from launcher.runtime.pack.queue import Queue
+from launcher.runtime.parent import end_with_parent
+from launcher.runtime.place import LOCAL_RESTARTS, in_slurm_step, job_id, number
+from launcher.runtime.plan import Plan
+from launcher.runtime.signals import StopFlag
+from launcher.runtime.sweepdir import SweepDir
+from launcher.runtime.worker import parse_plan, require_not_withdrawn
+from launcher.runtime.world import set_defaults
+
+
+class Members:
+    """The members of one submission, as a worker sees them."""
+
+    def __init__(self, queue: Queue, plans: Path, worker: str) -> None:
+        self._queue, self._plans, self._worker = queue, plans, worker
+        self._seen: list[str] = []
+        self._offsets: list[int] = []
+
+    def claim(self, leave: frozenset[str]) -> Claim | None:
+        """The first entry that waits and can be had, none of ``leave``; those of dead workers where no other waits."""
+        for look in (None, self._queue.list_waiting, self._of_dead):
+            self._seen = look() if look else self._seen
+            while self._seen:
+                entry = self._seen.pop(0)
+                if entry not in leave and self._queue.claim(entry, self._worker):
+                    return Claim(entry, self._plan(int(entry)))
+        return None
+
+    def give_back(self, claim: Claim) -> None:
+        """Have it wait again."""
+        self._queue.give_back(claim.entry, self._worker)
+
+    def end(self, claim: Claim, code: int) -> None:
+        """Nobody needs to run it any more."""
+        self._queue.end(claim.entry, self._worker)
+
+    def is_cancelled(self, claim: Claim) -> bool:
+        """Whether ``launcher cancel`` was told to stop it."""
+        return self._queue.cancellation(claim.entry).exists()
+
+    def _of_dead(self) -> list[str]:
+        return self._queue.list_waiting() if self._queue.give_back_of_dead() else []
+
+    def _plan(self, element: int) -> Plan:
+        try:
+            with self._plans.open("rb") as file:
+                if not self._offsets:
+                    lengths = [len(line) for line in file]
+                    self._offsets = [sum(lengths[:i]) for i in range(len(lengths))]
+                file.seek(self._offsets[element])
+                return parse_plan(file.readline(), self._plans, element)
+        except (OSError, IndexError) as error:
+            raise UserError(f"plans {self._plans}: element {element}: {error}; submit the sweep again") from None
+
+
+def main() -> int:
+    """The door; returns its exit code."""
+    stop = StopFlag()
+    stop.install()  # before the seconds that importing torch takes
+    if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
+        end_with_parent()
+    code = guarded(lambda: _work(_arguments(), stop))
+    stop.ignore()
+    return code
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m launcher.runtime.pack.worker", description="Run members of a queue.")
+    parser.add_argument("plans", type=Path, metavar="PLANS", help="file of plans, one a line")
+    parser.add_argument("--submission", metavar="TOKEN", help="do nothing if it was withdrawn, or this job cancelled")
+    parser.add_argument("--beside", type=int, default=1, metavar="N", help="members at a time (1)")
+    parser.add_argument("--cpus", type=int, metavar="N", help="cores of this worker, shared by its members")
+    return parser.parse_args()
+
+
+def _work(args: argparse.Namespace, stop: StopFlag) -> int:
+    if args.beside < 1:
+        raise UserError(f"--beside {args.beside}: should be at least 1")
+    env, sweep = os.environ, SweepDir(args.plans.parent.parent)
+    job = worker_name(env)
+    if args.submission is not None:
+        require_not_withdrawn(args.plans.parent, args.submission)
+        if job in sweep.read_cancelled(args.submission):
+            raise UserError(f"job {job} was cancelled: it does not run again; the same command goes on")
+    queue = Queue(sweep.queue(args.plans.stem))
+    with queue.joined(job):
+        return work(queue, Members(queue, args.plans, job), job, stop, beside=args.beside, cpus=args.cpus)
+
+
+def work(queue: Queue, members: Source, job: str, stop: StopFlag, *, beside: int, cpus: int | None) -> int:
+    """Run ``members`` as the worker ``job``, which has joined ``queue``; returns the exit code."""
+    env = os.environ
+    set_defaults(env, max(1, cpus // beside) if cpus else None)
+    restarts = next((number(env, name) for name in ("SLURM_RESTART_COUNT", LOCAL_RESTARTS) if name in env), 0)
+    led_on = sum(event["event"] == "began" for event in queue.events(job))
+    queue.add_event(job, "start", restarts=restarts, step=led_on, host=socket.gethostname())
+    crew = Crew(members, _train, stop, job=job, restarts=restarts, beside=beside, env=_place(env, job))
+    return crew.work(began=lambda: queue.add_event(job, "began"))
+
+
+def _train(claim: Claim, stop: StopFlag) -> int:
+    from launcher.runtime.job import run_job
+
+    return run_job(claim.plan, os.environ, stop, visible=False).code
+
+
+def worker_name(env: Mapping[str, str]) -> str:
+    """The job's name, the same after a requeue; one of its own for a worker that was started by hand."""
+    return job_id(env) or env.get("SUBMITIT_LOCAL_JOB_ID") or f"{socket.gethostname()}.{os.getpid()}"
+
+
+def _place(env: Mapping[str, str], job: str) -> dict[str, str]:
+    """What tells the members of a worker that no queue has started which job they are of."""
+    if in_slurm_step(env) or "SUBMITIT_LOCAL_JOB_ID" in env:
+        return {}
+    one_rank = {"GLOBALID": "0", "LOCALID": "0", "NTASKS": "1"}
+    return {f"SUBMITIT_LOCAL_{name}": value for name, value in (one_rank | {"JOB_ID": job}).items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
