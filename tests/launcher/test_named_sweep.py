@@ -345,6 +345,10 @@ def test_in_this_process_it_is_recorded_too(command, tmp_path):
     runs = {path.parent.name for path in (tmp_path / "runs" / "few").glob("*/summary.json")}
     lines = (tmp_path / "runs" / "few" / "members.jsonl").read_text().splitlines()
     assert {json.loads(line)["run_id"] for line in lines} == runs
+    (tmp_path / "other.yaml").write_text("vary: {grid: {optim.lr: [1, 2]}}")
+    other = command("-m", "launcher.run", "-m", "sweep=other.yaml", *SMALL, "launch.name=few")
+    assert other.returncode == 1 and "holds runs of sweep=few, this is sweep=other" in other.stderr
+    assert requests(tmp_path, "few") == [request]
 
 
 EXPERIMENT = """\
