@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from itertools import product as each_with_each
 from typing import Any
 
@@ -20,7 +21,8 @@ MOST = 100_000
 """Most values of an axis, and most members of a sweep: more is a slip of the pen."""
 _DIGITS = 6
 """Significant digits of a value between the ends: short to read, and a finer range keeps the runs of a coarser one."""
-_PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
+_KEY = re.compile(r"\+{0,2}[A-Za-z_][\w./@:-]*", re.ASCII)
+_PLAIN = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
 _NO_TEXT = ("null", "true", "false", "nan", "inf")
 """Words that Hydra reads as values of another type."""
 
@@ -43,6 +45,8 @@ class Axis:
 
     def without(self, keys: Collection[str]) -> Axis:
         """This axis, ``keys`` dropped out of its points; points that are equal then are one."""
+        if not self.keys & set(keys):
+            return self
         kept = [{key: word for key, word in point.items() if key not in keys} for point in self.points]
         return replace(self, points=tuple(point for i, point in enumerate(kept) if point not in kept[:i]))
 
@@ -127,8 +131,14 @@ def axis_of(where: str, columns: Mapping[str, Any]) -> Axis:
 
 
 def point_of(values: Mapping[str, Any]) -> Point:
-    """The point that plain ``values`` are."""
-    return {key.lstrip("+~"): f"{key}={text_of(value)}" for key, value in values.items()}
+    """The point that plain ``values`` are.
+
+    Raises:
+        UserError: one stands under what is no key.
+    """
+    if wrong := [key for key in values if not _KEY.fullmatch(key)]:
+        raise UserError(f"{wrong[0]!r}: should be a key of the config or a config group, as in key=value")
+    return {key.lstrip("+"): f"{key}={text_of(value)}" for key, value in values.items()}
 
 
 def product(axes: Sequence[Axis]) -> list[list[str]]:
@@ -209,5 +219,5 @@ def _spaced(first: float, last: float, inner: Iterable[float], count: int) -> li
 
 def _apart(values: Sequence[float]) -> bool:
     """Whether each is larger than the one before it, or each smaller."""
-    pairs = list(zip(values, values[1:], strict=False))
+    pairs = list(pairwise(values))
     return all(a < b for a, b in pairs) or all(a > b for a, b in pairs)

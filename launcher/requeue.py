@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
 from launcher.runtime.pack.queue import Queue
+from launcher.runtime.pack.trying import judge_worker
 from launcher.runtime.place import job_id, number
 from launcher.runtime.plan import Plan
 from launcher.runtime.policy import (
@@ -30,15 +31,13 @@ from launcher.runtime.policy import (
     PREEMPTED,
     STOPPED,
     Decision,
-    Ended,
-    decide,
     judge,
     killed_or_code,
     limits_of,
     record,
     what_broke,
 )
-from launcher.runtime.progress import began_since_requeue, requeues, starts, without_progress
+from launcher.runtime.progress import began_since_requeue
 from launcher.runtime.sweepdir import SweepDir
 from launcher.runtime.worker import read_plan
 from launcher.runtime.world import array_element
@@ -166,12 +165,7 @@ class _Worker:
         return code in NEVER
 
     def judge(self, code: int, cause: str) -> Decision:
-        events = self._queue.events(self._job)
-        silent = 0 if began_since_requeue(events, self._job, self._restarts) else 1
-        led_on = sum(event["event"] == "began" for event in events)
-        idle = without_progress(events, self._job, led_on)
-        timeouts = requeues(events, self._job, OUT_OF_TIME)
-        return decide(Ended(code, cause, starts(events, self._job) + silent, idle + silent, timeouts), self._limits)
+        return judge_worker(self._queue, self._job, code, cause, self._limits, self._restarts)
 
     def give_up(self, reason: str) -> None:
         """Its members are not lost: other workers take them, or the same command does."""

@@ -1,4 +1,4 @@
-"""``python -m sweeps``: search, and measure."""
+"""``python -m sweeps``: search, compare, measure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import sys
 
 from launcher.runtime.errors import guarded
 from sweeps.bench import add_bench
+from sweeps.compare.command import add_compare
 from sweeps.study import add_study
 
 _DESCRIPTION = """\
-Search with Optuna, over one process, many, or an array of Slurm jobs:
+Search with Optuna: in one process, in many, or in an array of Slurm jobs.
 
-  python -m sweeps study NAME      what sweeps/NAME.yaml says to search; study --help tells more
+  python -m sweeps study NAME      what sweeps/NAME.yaml says to search (study --help says more)
+
+Compare runs: which is best, how sure that is, which setting mattered.
+
+  python -m sweeps compare runs/demo --html demo.html
 
 Measure this machine (all of it, or one): speeds as ratios from one run, the two sides taking turns.
 
@@ -22,6 +27,10 @@ Measure this machine (all of it, or one): speeds as ratios from one run, the two
   python -m sweeps bench memory    memory of indexing and reading a large CSV
   python -m sweeps bench help      start of `launcher.run --help` against `import hydra`
   python -m sweeps bench submit    a sweep of 1,000 to a real Slurm, against stock hydra-submitit-launcher (minutes)
+  python -m sweeps bench rerun     the same command again on a sweep of 1,000 that is done
+  python -m sweeps bench member    what one more packed member costs over its training
+  python -m sweeps bench pack      200 tiny runs on a real Slurm, packed, against stock (minutes)
+  python -m sweeps bench compare   `compare` of 1,000 runs, with all its files
   python -m sweeps bench requeue   from a preemption to the first new step, on a real Slurm (minutes)
 """
 
@@ -32,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
         "python -m sweeps", None, _DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_compare(
+        commands.add_parser("compare", help="rank runs and explain", formatter_class=argparse.RawTextHelpFormatter)
+    )
     add_bench(commands.add_parser("bench", help="measure"))
     add_study(commands.add_parser("study", help="search"))
     parsed, words = parser.parse_known_args(arguments)

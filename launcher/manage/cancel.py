@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from launcher.manage.cancel_packed import PackedRuns, part
 from launcher.manage.states import RunState
 from launcher.manage.survey import cluster_of, survey
 from launcher.manage.targets import merged, named
@@ -20,6 +21,8 @@ OVER = (
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED",
 )  # fmt: skip
 """Slurm's states of a job that does not run again (squeue(1), JOB STATE CODES)."""
+Found = tuple[SweepDir, Submission, list[str]]
+"""Jobs of a submission."""
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "PREEMPTED", "PLANNED")
 
 
@@ -49,31 +52,47 @@ def cancel(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, grace_s: 
         raise UserError(f"{seen.problems[0]}; nothing was cancelled")
     going = [(sweep, state) for sweep, state in seen.rows if state.state not in _ENDED]
     jobs = [(sweep, state) for sweep, state in going if state.job_id is not None]
-    open_ones = list(_open_submissions(whole.values(), env))
-    found = [*_by_submission(jobs), *open_ones]
-    for sweep, submission, names in found if not dry_run else ():
-        sweep.add_event("cancelled", submission.token, jobs=names)
+    own, packed = part(jobs)
+    found = [*_by_submission(own), *_open_submissions(whole.values(), env)]
+    found += [(runs.sweep, runs.submission, runs.submission.job_names()) for runs in packed if runs.are_all]
     training = {s.job_id: RunDir(Path(s.path)) for _, s in jobs if RunDir(Path(s.path)).state() == "RUNNING"}
-    for cluster in dict.fromkeys(cluster_of(submission.slurm_conf, env) for _, submission, _ in found):
-        names = [n for _, s, names in found if cluster_of(s.slurm_conf, env) == cluster for n in names]
-        if not dry_run:
-            slurm = Slurm(env, cluster)
-            if grace_s and (saving := [name for name in names if name in training]):
-                slurm.warn(compact(saving))
-                _let_save([training[name] for name in saving], grace_s)
-            slurm.cancel(compact(names))
+    if not dry_run:
+        _write_down(found, packed)
+        _end_jobs(found, training, env, grace_s)
+        taken = {run for runs in packed if not runs.are_all for run in runs.runs}
+        _let_save([RunDir(Path(s.path)) for _, s in jobs if s.run_id in taken and s.state == "RUNNING"], grace_s)
+    for runs in packed:
+        print(f"{'would cancel' if dry_run else 'cancelled'} {len(runs.runs)} packed runs of {runs.sweep.path}")
     for sweep, _, names in found:
         print(f"{'would cancel' if dry_run else 'cancelled'} {len(names)} of {sweep.path}: {' '.join(compact(names))}")
     local = [state for _, state in going if state.job_id is None and RunDir(Path(state.path)).is_locked()]
-    if jobs and not found and not whole:
-        raise UserError(
-            f"{jobs[0][1].path}: its worker runs others after it; name the folder of all: {jobs[0][0].path}"
-        )
-    if not jobs and not local and not open_ones:
+    if own and not found and not whole:
+        raise UserError(f"{own[0][1].path}: its worker runs others after it; name the folder of all: {own[0][0].path}")
+    if not jobs and not local and not found:
         print("no job of theirs is queued or runs", file=sys.stderr)
     for state in local:
         print(_how_to_stop(state), file=sys.stderr)
     return ExitCode.USER_ERROR if local else ExitCode.DONE
+
+
+def _write_down(found: Sequence[Found], packed: Sequence[PackedRuns]) -> None:
+    for sweep, submission, names in found:
+        sweep.add_event("cancelled", submission.token, jobs=names)
+    for runs in packed:
+        runs.leave_queue()
+
+
+def _end_jobs(
+    found: Sequence[Found], training: Mapping[str | None, RunDir], env: Mapping[str, str], grace_s: float
+) -> None:
+    """One scancel for each cluster, once what trains has saved."""
+    for cluster in dict.fromkeys(cluster_of(submission.slurm_conf, env) for _, submission, _ in found):
+        names = [n for _, s, names in found if cluster_of(s.slurm_conf, env) == cluster for n in names]
+        slurm = Slurm(env, cluster)
+        if grace_s and (saving := [name for name in names if name in training]):
+            slurm.warn(compact(saving))
+            _let_save([training[name] for name in saving], grace_s)
+        slurm.cancel(compact(names))
 
 
 def _clear_up(sweep: SweepDir, env: Mapping[str, str]) -> None:
@@ -84,9 +103,7 @@ def _clear_up(sweep: SweepDir, env: Mapping[str, str]) -> None:
             settle(sweep, Slurm(env, cluster_of(cut_off[0].slurm_conf, env)))
 
 
-def _open_submissions(
-    sweeps: Iterable[SweepDir], env: Mapping[str, str]
-) -> Iterator[tuple[SweepDir, Submission, list[str]]]:
+def _open_submissions(sweeps: Iterable[SweepDir], env: Mapping[str, str]) -> Iterator[Found]:
     """Workers that find out for themselves what to run, of sweeps that are to be cancelled as a whole."""
     for sweep in sweeps:
         for submission in sweep.read_submissions():
@@ -103,6 +120,8 @@ def _lives(job: QueuedJob | None, submission: Submission) -> bool:
 
 def _let_save(runs: Sequence[RunDir], grace_s: float) -> None:
     """Wait until none of ``runs`` trains any more; Ctrl-C ends the wait."""
+    if not runs or not grace_s:
+        return
     print(f"{len(runs)} running: asked to save, at most {grace_s:g} s (Ctrl-C: not waited for)", file=sys.stderr)
     deadline = time.monotonic() + grace_s
     try:
@@ -116,7 +135,7 @@ def _let_save(runs: Sequence[RunDir], grace_s: float) -> None:
 
 def _by_submission(
     jobs: Sequence[tuple[SweepDir, RunState]],
-) -> Iterator[tuple[SweepDir, Submission, list[str]]]:
+) -> Iterator[Found]:
     """Each submission that ``jobs`` belong to, with its sweep and those jobs."""
     for sweep in dict.fromkeys(sweep for sweep, _ in jobs):
         wanted = {state.job_id for one, state in jobs if one == sweep}

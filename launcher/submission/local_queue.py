@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import os
 import selectors
-import shlex
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.runtime.device import visible_gpus
 from launcher.runtime.errors import ExitCode, RunsNotDone, UserError
-from launcher.runtime.place import LOCAL_RESTARTS
 from launcher.runtime.policy import close_status, settle
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir, write_plans
-from launcher.runtime.world import tunables
 from launcher.submission.batch import WORKER
+from launcher.submission.local_process import cores, process_env, say, start_process
 from launcher.submission.snapshot import Snapshot
 from launcher.submission.submit import Job, told_apart
 
@@ -94,7 +90,7 @@ class _Queue:
                 self._wait(stop)
                 if stop and not told and self._running:
                     told = True
-                    _say(f"stopping: {len(self._running)} runs save first; Ctrl-C again kills them")
+                    say(f"stopping: {len(self._running)} runs save first; Ctrl-C again kills them")
                 self._look_after(stop)
         finally:
             for running in self._running:  # a second Ctrl-C, or a bug of ours: nothing is left behind
@@ -116,44 +112,20 @@ class _Queue:
         job = self._jobs[index]
         gpus = [self._free_gpus.pop(0) for _ in range(_gpus(job))]
         hardware = job.resources.hardware
-        threads = hardware.cpus_per_task or max(1, _cores() // (hardware.tasks_per_node * self._parallel))
-        env = dict(self._env) | {
-            "SUBMITIT_EXECUTOR": "local",
-            "SUBMITIT_LOCAL_JOB_ID": self._job_id(index),
-            LOCAL_RESTARTS: str(self._restarts[index]),
-            "SUBMITIT_LOCAL_NTASKS": str(hardware.tasks_per_node),
-            "PYTHONPATH": os.pathsep.join([*map(str, self._snapshot.import_paths), *_path(self._env)]),
-            "GLIBC_TUNABLES": tunables(self._env.get("GLIBC_TUNABLES")),
-        }
-        env.setdefault("OMP_NUM_THREADS", str(threads))
-        if hardware.device == "cuda":
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        ranks = [self._start_rank(env, index, rank, job) for rank in range(hardware.tasks_per_node)]
+        threads = hardware.cpus_per_task or max(1, cores() // (hardware.tasks_per_node * self._parallel))
+        job_id, restarts = self._job_id(index), self._restarts[index]
+        env = process_env(self._env, self._snapshot, job, job_id=job_id, restarts=restarts, threads=threads, gpus=gpus)
+        words = [WORKER, str(self._sweep.plans(self._token)), "--element", str(index)]
+        ranks = [
+            start_process(job, words, env, rank, cwd=self._snapshot.cwd, logs=self._logs)
+            for rank in range(hardware.tasks_per_node)
+        ]
         minutes = job.resources.hardware.time_min
         deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
         self._running.append(_Running(index, job, ranks, gpus, deadline))
         self.codes.pop(job.plan.run_id, None)
         again = f" again ({self._restarts[index]})" if self._restarts[index] else ""
-        _say(f"[{index + 1}/{len(self._jobs)}] started{again} {self._title(job)}")
-
-    def _start_rank(self, env: Mapping[str, str], index: int, rank: int, job: Job) -> subprocess.Popen[bytes]:
-        python = job.resources.site.python
-        words = [*(shlex.split(python) if python else [sys.executable]), "-uP", "-m", WORKER]
-        words += [str(self._sweep.plans(self._token)), "--element", str(index)]
-        place = {"SUBMITIT_LOCAL_GLOBALID": str(rank), "SUBMITIT_LOCAL_LOCALID": str(rank)}
-        name = f"{self._token}_{index}_{rank}_log"
-        joined = bool(job.resources.queue.get("stderr_to_stdout"))
-        with ExitStack() as stack:
-            out = stack.enter_context((self._logs / f"{name}.out").open("ab"))
-            err = out if joined else stack.enter_context((self._logs / f"{name}.err").open("ab"))
-            try:
-                # In a process group of its own: Ctrl-C reaches us, and we pass on one signal to each rank.
-                return subprocess.Popen(
-                    words, env={**env, **place}, cwd=self._snapshot.cwd, stdin=subprocess.DEVNULL, stdout=out,
-                    stderr=err, process_group=0,
-                )  # fmt: skip
-            except (FileNotFoundError, PermissionError) as error:
-                raise UserError(f"site.python={python}: {error.strerror}") from None
+        say(f"[{index + 1}/{len(self._jobs)}] started{again} {self._title(job)}")
 
     def _wait(self, stop: StopFlag) -> None:
         """Until a rank ends, or something may be due."""
@@ -197,7 +169,7 @@ class _Queue:
         self.codes[rundir.path.name] = code
         status = rundir.read_status()
         state, reason = str(status.get("state") or "FAILED"), str(status.get("reason") or "")
-        _say(f"{state}: {self._title(running.job)}{': ' + reason if reason else ''}")
+        say(f"{state}: {self._title(running.job)}{': ' + reason if reason else ''}")
 
     def _judge(self, running: _Running, code: int) -> int:
         """Have a run that is not done wait for its next start, or give it up; returns the code that it ends with."""
@@ -214,7 +186,7 @@ class _Queue:
 def run_all(
     sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, parallel: int | None, env: Mapping[str, str], logs: Path
 ) -> dict[str, float]:
-    """Run those of ``jobs`` that are not done, and wait for them; returns the metric of each by run_id.
+    """Run ``jobs``, each of which was decided to begin, and wait for them; returns the metric of each by run_id.
 
     Args:
         parallel: most at a time; None: one for each set of GPUs, or as the cores allow.
@@ -226,16 +198,12 @@ def run_all(
     """
     for job in jobs:
         _require_room(job, env)
-    done = [job for job in jobs if job.plan.rundir.state() == "COMPLETED"]
-    for job in done:
-        print(f"COMPLETED already: {job.plan.rundir.path}")
-    todo = [job for job in jobs if job not in done]
-    if todo:
+    if jobs:
         stop = StopFlag()
         stop.install(hang_up=True)
-        queue = _Queue(sweep, todo, snapshot, parallel or _default_parallel(todo), env, logs)
+        queue = _Queue(sweep, jobs, snapshot, parallel or _default_parallel(jobs), env, logs)
         queue.run(stop)
-        _tell(sweep, todo, queue.codes)
+        _tell(sweep, jobs, queue.codes)
     return {job.plan.run_id: job.plan.rundir.metric() for job in jobs}
 
 
@@ -254,22 +222,8 @@ def _default_parallel(jobs: Sequence[Job]) -> int:
     if all(job.resources.hardware.device == "cuda" for job in jobs):
         return len(jobs)  # the GPUs are the limit
     hardware = [job.resources.hardware for job in jobs]
-    most = max(h.tasks_per_node * (h.cpus_per_task or _cores()) for h in hardware)
-    return max(1, _cores() // most)
-
-
-def _say(text: str) -> None:
-    """On stderr; nobody need be there to read it: a closed terminal or ``| head`` must not end the runs."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def _path(env: Mapping[str, str]) -> list[str]:
-    return [env["PYTHONPATH"]] if env.get("PYTHONPATH") else []
+    most = max(h.tasks_per_node * (h.cpus_per_task or cores()) for h in hardware)
+    return max(1, cores() // most)
 
 
 def _worst(codes: Sequence[int]) -> ExitCode | int:

@@ -132,11 +132,10 @@ def _start(study: Prepared, member: Member, env: MutableMapping[str, str], cwd: 
         from sweeps.study.local import LocalWorkers
 
         assert study.snapshot is not None
-        plans, env_of = study.folder.sweep.plans(token), study.snapshot.without_live_code(env)
-        workers = LocalWorkers(
-            plans, study.job.resources, study.snapshot, env_of, study.logs, beside=study.launch.beside
-        )
-        code = workers.run(study.workers, stop)
+        code = LocalWorkers(
+            study.folder, token, study.job, study.snapshot, study.snapshot.without_live_code(env),
+            count=study.workers, beside=study.launch.beside,
+        ).run(stop)  # fmt: skip
     return say_result(study.folder, code)
 
 

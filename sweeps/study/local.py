@@ -6,101 +6,111 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from launcher.runtime.device import visible_gpus
 from launcher.runtime.errors import ExitCode
-from launcher.runtime.place import LOCAL_RESTARTS
+from launcher.runtime.pack.queue import Queue
+from launcher.runtime.pack.trying import judge_worker
+from launcher.runtime.policy import BROKE_DOWN, NEVER, killed_or_code, limits_of
 from launcher.runtime.signals import StopFlag
-from launcher.runtime.world import tunables
-from launcher.submission.resources import Resources
+from launcher.submission.local_process import cores, process_env, say, start_process
 from launcher.submission.snapshot import Snapshot
-
-_MOST_STARTS = 5
-"""Starts of one worker that break down before it is given up."""
+from launcher.submission.submit import Job
+from sweeps.study.folder import StudyDir
 
 
 @dataclass
 class _Worker:
     index: int
     process: subprocess.Popen[bytes]
-    starts: int = 1
+    restarts: int = 0
 
 
 class LocalWorkers:
-    """Some workers of one command."""
+    """The workers of one command."""
 
     def __init__(
-        self, plans: Path, resources: Resources, snapshot: Snapshot, env: Mapping[str, str], logs: Path, *, beside: int
+        self,
+        folder: StudyDir,
+        token: str,
+        job: Job,
+        snapshot: Snapshot,
+        env: Mapping[str, str],
+        *,
+        count: int,
+        beside: int,
     ) -> None:
-        self._plans, self._resources, self._snapshot = plans, resources, snapshot
-        self._env, self._logs, self._beside = env, logs, beside
-        self._all = 1
+        self._sweep, self._token, self._job, self._snapshot, self._env = folder.sweep, token, job, snapshot, env
+        self._count, self._beside = count, beside
+        self._starts = Queue(folder.sweep.queue(token))
+        self._workers: list[_Worker] = []
+        self._codes: list[int] = []
 
-    def run(self, count: int, stop: StopFlag) -> int:
+    def run(self, stop: StopFlag) -> int:
         """Until all have ended; a stop that was asked for is passed on. Returns the exit code that says most."""
-        self._all = count
-        told, codes = False, [ExitCode.DONE]
-        workers = [_Worker(index, self._start(index, 0)) for index in range(count)]
+        told = False
         try:
-            while workers:
+            self._workers = [_Worker(index, self._start(index, 0)) for index in range(self._count)]
+            while self._workers:
                 if stop and not told:
                     told = True
-                    print(f"stopping: {len(workers)} workers save first; Ctrl-C again kills them", file=sys.stderr)
-                    for worker in workers:
+                    say(f"stopping: {len(self._workers)} workers save first; Ctrl-C again kills them")
+                    for worker in self._workers:
                         worker.process.send_signal(signal.SIGTERM)
-                _wait([worker.process for worker in workers])
-                for worker in [w for w in workers if w.process.poll() is not None]:
-                    workers.remove(worker)
-                    code = worker.process.returncode
-                    if code not in tuple(ExitCode) and not told and worker.starts < _MOST_STARTS:
-                        again = self._start(worker.index, worker.starts)
-                        workers.append(_Worker(worker.index, again, worker.starts + 1))
-                    else:
-                        codes.append(ExitCode(code) if code in tuple(ExitCode) else ExitCode.TRAINING_FAILED)
+                self._wait()
+                for worker in [w for w in self._workers if w.process.poll() is not None]:
+                    self._workers.remove(worker)
+                    self._ended(worker, bool(stop))
         finally:
-            for worker in workers:  # a second Ctrl-C, or a bug of ours: nothing is left behind
-                worker.process.kill()
+            for worker in self._workers:  # a second Ctrl-C, or a bug of ours: nothing is left behind
+                with suppress(ProcessLookupError):
+                    os.killpg(worker.process.pid, signal.SIGKILL)
                 worker.process.wait()
-        return ExitCode(max(codes))
+        return max(self._codes, default=ExitCode.DONE)
+
+    def _ended(self, worker: _Worker, stopping: bool) -> None:
+        code = worker.process.returncode
+        code = code if code >= 0 else 128 - code
+        if not stopping and code not in NEVER:
+            cause, limits = f"{BROKE_DOWN}: {killed_or_code(code)}", limits_of(self._job.plan)
+            decision = judge_worker(self._starts, self._name(worker.index), code, cause, limits, worker.restarts)
+            say(f"a worker ended ({decision.reason}); {'started again' if decision.requeue else 'the others go on'}")
+            if decision.requeue:
+                self._starts.add_event(self._name(worker.index), "requeue", reason=decision.reason)
+                process = self._start(worker.index, worker.restarts + 1)
+                self._workers.append(_Worker(worker.index, process, worker.restarts + 1))
+                return
+        self._codes.append(code)
+
+    def _name(self, index: int) -> str:
+        return f"{self._token}_{index}"
 
     def _start(self, index: int, restarts: int) -> subprocess.Popen[bytes]:
-        hardware, token = self._resources.hardware, self._plans.stem
-        cpus = hardware.cpus_per_task or max(1, len(os.sched_getaffinity(0)) // self._all)
-        job = f"{token}_{index}"
-        one_rank = {"GLOBALID": "0", "LOCALID": "0", "NTASKS": "1", "JOB_ID": job}
-        env = dict(self._env) | {f"SUBMITIT_LOCAL_{name}": value for name, value in one_rank.items()}
-        given = [self._env["PYTHONPATH"]] if self._env.get("PYTHONPATH") else []
-        env |= {
-            "SUBMITIT_EXECUTOR": "local",
-            LOCAL_RESTARTS: str(restarts),
-            "PYTHONPATH": os.pathsep.join([*map(str, self._snapshot.import_paths), *given]),
-            "GLIBC_TUNABLES": tunables(self._env.get("GLIBC_TUNABLES")),
-        }
-        if hardware.device == "cuda" and (gpus := visible_gpus(self._env)):
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[index :: self._all] or [gpus[index % len(gpus)]])
-        words = [sys.executable, "-uP", "-m", "sweeps.study.worker", str(self._plans)]
+        cpus = self._job.resources.hardware.cpus_per_task or max(1, cores() // self._count)
+        threads = max(1, cpus // self._beside)
+        all_gpus = visible_gpus(self._env) if self._job.resources.hardware.device == "cuda" else []
+        gpus = all_gpus[index :: self._count] or all_gpus[index % max(1, len(all_gpus)) :][:1]
+        env = process_env(
+            self._env,
+            self._snapshot,
+            self._job,
+            job_id=self._name(index),
+            restarts=restarts,
+            threads=threads,
+            gpus=gpus,
+        )
+        words = ["sweeps.study.worker", str(self._sweep.plans(self._token))]
         words += ["--beside", str(self._beside), "--cpus", str(cpus)]
-        with ExitStack() as stack:
-            out, err = (stack.enter_context((self._logs / f"{job}_0_log.{kind}").open("ab")) for kind in ("out", "err"))
-            # In a process group of its own: Ctrl-C reaches us, and we pass on one signal to each worker.
-            return subprocess.Popen(
-                words, env=env, cwd=self._snapshot.cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                process_group=0,
-            )  # fmt: skip
+        return start_process(self._job, words, env, 0, cwd=self._snapshot.cwd, logs=self._sweep.job_logs)
 
-
-def _wait(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Until one ends, or half a second has passed."""
-    with ExitStack() as stack, selectors.DefaultSelector() as selector:
-        for process in processes:
-            if process.poll() is not None:
-                return
-            descriptor = os.pidfd_open(process.pid)
-            stack.callback(os.close, descriptor)
-            selector.register(descriptor, selectors.EVENT_READ)
-        selector.select(timeout=0.5)
+    def _wait(self) -> None:
+        """Until one ends, or half a second has passed."""
+        with ExitStack() as stack, selectors.DefaultSelector() as selector:
+            for worker in self._workers:
+                descriptor = os.pidfd_open(worker.process.pid)
+                stack.callback(os.close, descriptor)
+                selector.register(descriptor, selectors.EVENT_READ)
+            selector.select(timeout=0.5)

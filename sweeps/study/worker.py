@@ -70,9 +70,11 @@ def run_trials(folder: StudyDir, token: str, job: str, stop: StopFlag, *, beside
         raise UserError(f"{folder.frozen(token)}: there is no such file; type the command of the study again")
     starts = Queue(folder.sweep.queue(token))  # its starts are counted by command, as those of packed workers
 
-    def train(claim: Claim, stop: StopFlag) -> int:
+    def train(claim: Claim, stop: StopFlag, gpu: str | None) -> int:
         from launcher.runtime.job import run_job
 
+        if gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         listener = Reporter(folder, definition, int(claim.entry), stop)
         return run_job(claim.plan, os.environ, stop, visible=False, listener=listener).code
 

@@ -67,6 +67,9 @@ class GridSweeper(BasicSweeper):
         launcher = self._launcher(members[0])
         if isinstance(launcher, QueueLauncher):  # a queue has its own limits: launch.parallel, array_parallelism
             return [launcher.launch_members(members, goal=goal)]
+        from launcher.submission.in_process import foretell
+
+        foretell(members)
         if goal is not None:
             members = record_here(members, goal, Path.cwd())
         results: list[Sequence[JobReturn]] = []
@@ -123,9 +126,7 @@ class QueueLauncher(Launcher):
         members = complete_members(job_overrides, varying, Composer(self._loader, self._config))
         return self.launch_members(members, values_needed=True)
 
-    def launch_members(
-        self, members: Sequence[Any], values_needed: bool = False, goal: Any = None
-    ) -> list[JobReturn]:
+    def launch_members(self, members: Sequence[Any], values_needed: bool = False, goal: Any = None) -> list[JobReturn]:
         """Launch composed members; the result of each is its metric where it was waited for, else its receipt."""
         from launcher.submission.dispatch import dispatch
 
