@@ -55,7 +55,7 @@ def test_what_cannot_be_meant_is_refused(said: Any, words: str):
 
 
 def test_all_problems_are_told_at_once():
-    with pytest.raises(UserError, match="search.x.*; search.y"):
+    with pytest.raises(UserError, match=r"search\.x.*; search\.y"):
         read_space({"x": {"choices": []}, "y": 1})
     with pytest.raises(UserError, match="search: is empty"):
         read_space({})
