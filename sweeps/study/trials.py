@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.points import text_of
 from launcher.runtime.errors import UserError
+from launcher.runtime.files import write_json
 from launcher.runtime.pack.crew import Claim
 from launcher.runtime.pack.queue import entry_name
 from launcher.runtime.plan import Plan
@@ -144,6 +145,9 @@ class Trials:
             _say(f"trial {number}: FAIL: {error}")
             return False
         trial.set_user_attr(RUN, plan.run_id)
+        plan.rundir.path.mkdir(parents=True, exist_ok=True)
+        if not plan.rundir.plan.exists():  # its folder is its own before anybody trains it
+            write_json(plan.rundir.plan, plan.to_json(), durable=False)
         same = self._first_with(plan.run_id, number)
         self._folder.write_trial(TrialFile(number, params, plan, same))
         self._folder.sweep.add_members([(plan.run_id, (*self._definition.overrides, *words))])
