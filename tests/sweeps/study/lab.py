@@ -105,11 +105,11 @@ def made(root: Path, what: Definition, *, storage_too: bool = False) -> StudyDir
     return folder
 
 
-def start(folder: StudyDir, count: int = 1, **env: str) -> list[subprocess.Popen[str]]:
+def start(folder: StudyDir, count: int = 1, **how: Any) -> list[subprocess.Popen[str]]:
     """So many workers, as processes."""
     words = [sys.executable, "-uP", "-m", "sweeps.study.worker", str(folder.sweep.plans(TOKEN))]
     given = {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'launcher' / 'plugin'}", "OMP_NUM_THREADS": "1"}
-    made = {"text": True, "stderr": subprocess.PIPE, "env": os.environ | given | env}
+    made = {"text": True, "stderr": subprocess.PIPE, "env": os.environ | given, **how}
     return [subprocess.Popen(words, **made) for _ in range(count)]  # type: ignore[call-overload]
 
 

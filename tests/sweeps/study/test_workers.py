@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,16 @@ def test_a_worker_that_is_told_to_stop_gives_its_trial_back_and_another_goes_on(
     assert ended(start(folder)) == [0]
     assert steps(folder, 0) == [1, 2, 3], "no step is done again"
     assert_whole(folder, 2)
+
+
+def test_children_that_hear_of_the_stop_before_their_worker_tells_them_are_given_back_too(tmp_path: Path):
+    folder = made(tmp_path, definition(tmp_path, n_trials=1, steps=3, hold_at=2))
+    (worker,) = start(folder, process_group=0)
+    reached(lambda: steps(folder, 0) == [1, 2])
+    os.killpg(worker.pid, signal.SIGTERM)  # as Slurm does
+    assert ended([worker]) == [ExitCode.STOPPED_SAVED]
+    assert folder.queue.list_waiting() == ["000000"]
+    assert [trial.state.name for trial in trials(folder)] == ["RUNNING"]
 
 
 def test_a_workers_trial_goes_on_from_its_checkpoint_when_the_worker_was_killed(tmp_path: Path):
