@@ -131,14 +131,15 @@ def own_files(sweep: SweepDir, only: Collection[str] | None = None) -> list[OwnF
         members.setdefault(run, ())
     jobs: dict[str, tuple[str, Submission]] = {}
     cut_off: set[str] = set()
-    for submission in sweep.read_submissions():
+    submissions = sweep.read_submissions()
+    for submission in submissions:
         if submission.job_id and not submission.withdrawn:
             jobs |= {run: (job, submission) for run, job in submission.jobs()}
             cut_off.difference_update(submission.runs)
         elif not submission.withdrawn:
             cut_off.update(submission.runs)
     cancelled = sweep.read_cancelled()
-    workers = {job: s for s in sweep.read_submissions() if s.is_open and s.job_id for job in s.job_names()}
+    workers = {job: s for s in submissions if s.is_open and s.job_id for job in s.job_names()}
     places = {s.token: Places.of(sweep, s) for _, s in jobs.values() if s.workers is not None}
     found = []
     for run_id, overrides in members.items():
