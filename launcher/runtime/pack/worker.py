@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.runtime.errors import UserError, guarded
-from launcher.runtime.pack.crew import Claim, Crew, Source
+from launcher.runtime.pack.crew import Claim, Crew, Source, Unreadable
 from launcher.runtime.pack.queue import Queue
 from launcher.runtime.parent import end_with_parent
 from launcher.runtime.place import LOCAL_RESTARTS, in_slurm_step, job_id, number
@@ -41,7 +41,7 @@ class Members:
             while self._seen:
                 entry = self._seen.pop(0)
                 if entry not in leave and self._queue.claim(entry, self._worker):
-                    return Claim(entry, self._plan(int(entry)))
+                    return Claim(entry, self._plan(entry))
         return None
 
     def give_back(self, claim: Claim) -> None:
@@ -59,16 +59,24 @@ class Members:
     def _of_dead(self) -> list[str]:
         return self._queue.list_waiting() if self._queue.give_back_of_dead() else []
 
-    def _plan(self, element: int) -> Plan:
+    def _plan(self, entry: str) -> Plan:
         try:
             with self._plans.open("rb") as file:
                 if not self._offsets:
                     lengths = [len(line) for line in file]
                     self._offsets = [sum(lengths[:i]) for i in range(len(lengths))]
-                file.seek(self._offsets[element])
-                return parse_plan(file.readline(), self._plans, element)
-        except (OSError, IndexError) as error:
-            raise UserError(f"plans {self._plans}: element {element}: {error}; submit the sweep again") from None
+                file.seek(self._offsets[int(entry)])
+                line = file.readline()
+        except OSError as error:  # of the file, not of this member
+            self._queue.give_back(entry, self._worker)
+            raise UserError(f"plans {self._plans}: {error.strerror or error}; submit the sweep again") from None
+        except IndexError:
+            line = b""
+        try:
+            return parse_plan(line, self._plans, int(entry))
+        except UserError as error:
+            self._queue.end(entry, self._worker)
+            raise Unreadable(str(error)) from None
 
 
 def main() -> int:
