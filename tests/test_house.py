@@ -22,6 +22,7 @@ COMMANDS = ("launcher", "launcher.run", "vlm", "sweeps", "slurm")
 
 ENTRIES = (
     "launcher.run", "launcher.__main__", "launcher.requeue", "launcher.runtime.worker", "launcher.runtime.checkup",
+    "launcher.runtime.pack.worker", "sweeps.bench.member", "sweeps.bench.pack",
     "hydra_plugins.seemore", "sweeps.bench.requeue", "sweeps.bench.save",
 )  # fmt: skip
 """Where a process of ours begins: they hand the environment on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,16 @@ def visible_gpus(env: Mapping[str, str]) -> list[str]:
     if (said := env.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in said.split(",") if name and not name.startswith("-")]
     return [str(index) for index in range(len(_usable_gpus()))]
+
+
+def named_gpus(env: Mapping[str, str]) -> list[str]:
+    """As ``visible_gpus``, by asking the driver alone: a process that has used CUDA could not be forked any more."""
+    if "CUDA_VISIBLE_DEVICES" in env:
+        return visible_gpus(env)
+    if shutil.which("nvidia-smi", path=env.get("PATH")) is None:
+        return []
+    words = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.split()
 
 
 def _usable_gpus() -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from launcher.runtime.errors import ExitCode, guarded
 from launcher.runtime.parent import end_with_parent
@@ -17,9 +17,11 @@ from launcher.runtime.signals import STOP_SIGNALS, StopFlag
 class Child:
     """A running child process."""
 
-    def __init__(self, work: Callable[[StopFlag], int], env: Mapping[str, str]) -> None:
-        """Fork, and run ``work`` with ``env`` added to the environment; its exit code is what ``work`` returns."""
+    def __init__(self, work: Callable[[StopFlag], int]) -> None:
+        """Fork, and run ``work`` in the child; its exit code is what ``work`` returns."""
         self.began = time.time()
+        self.imported: list[str] = []
+        """Modules that it had to import by itself; known once it is reaped."""
         self._learned = os.memfd_create("imports")
         sys.stdout.flush(), sys.stderr.flush()
         # Until the child has its own handlers a signal waits: the parent's would take it for the parent's business.
@@ -27,7 +29,7 @@ class Child:
         parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            _run(work, env, self._learned, parent)
+            _run(work, self._learned, parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.descriptor = os.pidfd_open(self.pid)
         """Readable once it has ended (pidfd_open(2))."""
@@ -40,17 +42,14 @@ class Child:
         """Its exit code, 128 + the signal that killed it; waits for its end."""
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         os.close(self.descriptor)
-        return code if code >= 0 else 128 - code
-
-    def imported(self) -> list[str]:
-        """Modules that it had to import by itself; after ``reap``."""
         with os.fdopen(self._learned, "rb") as file:
             file.seek(0)
             said = file.read()
-        return list(json.loads(said)) if said else []
+        self.imported = json.loads(said) if said else []
+        return code if code >= 0 else 128 - code
 
 
-def _run(work: Callable[[StopFlag], int], env: Mapping[str, str], learned: int, parent: int) -> None:
+def _run(work: Callable[[StopFlag], int], learned: int, parent: int) -> None:
     """In the child; never returns."""
     code = int(ExitCode.BUG)
     try:
@@ -59,7 +58,6 @@ def _run(work: Callable[[StopFlag], int], env: Mapping[str, str], learned: int, 
         stop = StopFlag()
         stop.install()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        os.environ.update(env)
         if os.getppid() != parent:  # it was gone before the kernel was asked to tell
             os.kill(os.getpid(), signal.SIGTERM)
         code = guarded(lambda: work(stop))

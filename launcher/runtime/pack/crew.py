@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import selectors
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from launcher.runtime.device import visible_gpus
 from launcher.runtime.errors import ExitCode, InUse, UserError
 from launcher.runtime.pack.child import Child
 from launcher.runtime.pack.preload import preload, preload_too
@@ -60,8 +58,8 @@ class Source(Protocol):
         """Whether it is to be stopped for good."""
 
 
-Run = Callable[[Claim, StopFlag], int]
-"""Runs a member in its own process; returns its exit code."""
+Run = Callable[[Claim, StopFlag, str | None], int]
+"""Runs a member in its own process, on the GPU of that name if there is one; returns its exit code."""
 
 
 @dataclass
@@ -76,10 +74,11 @@ class Crew:
     """A worker's members; at most ``beside`` at a time, each with its share of the GPUs."""
 
     def __init__(
-        self, source: Source, run: Run, stop: StopFlag, *, job: str, restarts: int, beside: int, env: Mapping[str, str]
+        self, source: Source, run: Run, stop: StopFlag, *, job: str, restarts: int, beside: int, gpus: Sequence[str]
     ) -> None:
+        """``job`` and ``restarts`` name this start of the worker; ``gpus`` are those that it sees."""
         self._source, self._run, self._stop = source, run, stop
-        self._job, self._restarts, self._beside, self._env = job, restarts, beside, env
+        self._job, self._restarts, self._beside, self._gpus = job, restarts, beside, gpus
         self._running: list[_Running] = []
         self._busy: dict[str, tuple[float, float]] = {}
         """When an entry was found in use first, and when it is tried next."""
@@ -142,10 +141,8 @@ class Crew:
     def _start(self, claim: Claim) -> None:
         slots = {running.slot for running in self._running}
         slot = next(i for i in range(self._beside) if i not in slots)
-        env = dict(self._env)
-        if claim.plan.hardware["device"] == "cuda" and (gpus := visible_gpus(os.environ)):
-            env["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-        self._running.append(_Running(claim, Child(lambda stop: _run(self._run, claim, stop), env), slot))
+        gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
+        self._running.append(_Running(claim, Child(lambda stop: _run(self._run, claim, stop, gpu)), slot))
 
     def _wait(self) -> None:
         """Until a member ends, or something may be due."""
@@ -174,7 +171,7 @@ class Crew:
             self._put_off(claim)
             return
         self._busy.pop(claim.entry, None)
-        learned, again = running.child.imported(), False
+        learned, again = running.child.imported, False
         rundir.path.mkdir(parents=True, exist_ok=True)  # its process may not even have come to that
         if rundir.state() == "COMPLETED":
             code = ExitCode.DONE  # whatever befell its process after that
@@ -182,9 +179,7 @@ class Crew:
             self._cancelled(claim)
         elif code != ExitCode.DONE:
             close_status(rundir, [code if code <= 128 else 128 - code], code, running.child.began)
-            if (
-                code in STOPPED and self._stop
-            ):  # Slurm's signals go to members too, which may be gone before they are told
+            if code in STOPPED and self._stop:  # signals of Slurm's reach members too, before they are told
                 again = True
                 self._unsaved += code != ExitCode.STOPPED_SAVED
             elif code not in NEVER:
@@ -212,9 +207,9 @@ class Crew:
         self._source.give_back(claim)
 
 
-def _run(run: Run, claim: Claim, stop: StopFlag) -> int:
+def _run(run: Run, claim: Claim, stop: StopFlag, gpu: str | None) -> int:
     try:
-        return run(claim, stop)
+        return run(claim, stop, gpu)
     except InUse:
         return _BUSY
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from launcher.runtime.device import named_gpus
 from launcher.runtime.errors import UserError, guarded
 from launcher.runtime.pack.crew import Claim, Crew, Source, Unreadable
 from launcher.runtime.pack.queue import Queue
@@ -120,13 +121,17 @@ def work(queue: Queue, members: Source, job: str, stop: StopFlag, *, beside: int
     restarts = next((number(env, name) for name in ("SLURM_RESTART_COUNT", LOCAL_RESTARTS) if name in env), 0)
     led_on = sum(event["event"] == "began" for event in queue.events(job))
     queue.add_event(job, "start", restarts=restarts, step=led_on, host=socket.gethostname())
-    crew = Crew(members, _train, stop, job=job, restarts=restarts, beside=beside, env=_place(env, job))
+    env.update(_place(env, job))
+    gpus = named_gpus(env)
+    crew = Crew(members, _train, stop, job=job, restarts=restarts, beside=beside, gpus=gpus)
     return crew.work(began=lambda: queue.add_event(job, "began"))
 
 
-def _train(claim: Claim, stop: StopFlag) -> int:
+def _train(claim: Claim, stop: StopFlag, gpu: str | None) -> int:
     from launcher.runtime.job import run_job
 
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     return run_job(claim.plan, os.environ, stop, visible=False).code
 
 
