@@ -243,7 +243,12 @@ def _count(problems: dict[str, int], problem: str) -> None:
 
 @cache
 def _parse(text: str) -> Override:
-    return OverridesParser.create().parse_override(text)
+    return _parser().parse_override(text)
+
+
+@cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
 
 
 def _meets(override: Override, key: str) -> bool:

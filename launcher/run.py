@@ -22,11 +22,13 @@ from omegaconf import DictConfig, open_dict
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
 from launcher.runtime.rundir import RunDir, metric_of
 from launcher.runtime.signals import StopFlag
+from launcher.runtime.sweepdir import SweepDir
 from launcher.runtime.world import set_defaults
 
 if TYPE_CHECKING:  # imported where they are used: --help and tab completion are as quick as Hydra
     from launcher.members import Member
     from launcher.runtime.job import Outcome
+    from launcher.submission.reconcile import Rule
 
 
 def main() -> int:
@@ -52,7 +54,10 @@ def _main() -> int:
             left_out.append(chosen.job.num)
             return float("nan")
         try:
-            outcome = train(_member(_whole(config)), stop)
+            from launcher.submission.in_process import rule_of
+
+            member = _member(_whole(config))
+            outcome = train(member, stop, rule_of(member))
         except UserError as error:  # the others still run
             say_error(error)
             codes.append(error.code)
@@ -103,16 +108,22 @@ def _member(config: DictConfig) -> Member:
 
 def _launch(member: Member, stop: StopFlag) -> int:
     """Train here, or hand the one run to its queue: nobody trains on a login node by mistake."""
+    from launcher.submission.in_process import rule_of
+
+    rule = rule_of(member).by_name()
     if member.launcher == "basic":
-        return train(member, stop).code
+        return train(member, stop, rule).code
     from launcher.submission.dispatch import dispatch
 
-    dispatch([member], os.environ, Path.cwd())
+    dispatch([member], os.environ, Path.cwd(), rule=rule)
     return ExitCode.DONE
 
 
-def train(member: Member, stop: StopFlag) -> Outcome:
+def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     """Train ``member`` in this process, from its last checkpoint where it has one; says what became of it.
+
+    Args:
+        rule: what becomes of a run that has ended; one that FAILED and is left so counts as one that fails.
 
     Raises:
         UserError: as ``make_plan`` and ``run_job``.
@@ -120,16 +131,30 @@ def train(member: Member, stop: StopFlag) -> Outcome:
     from launcher.naming import default_name
     from launcher.plan import make_plan
     from launcher.runtime.job import Outcome, run_job
+    from launcher.submission.in_process import decide_here
 
     stop.patient = True
     name = default_name(member.choices)
     plan = make_plan(member.values, default_name=name, cwd=Path.cwd(), overrides=member.words)
+    decision = decide_here(plan, rule)
     if member.values["launch"]["dry_run"]:
-        print(f"would train here: {plan.rundir.path}  {' '.join(member.overrides)}".rstrip())
-        return Outcome(plan.rundir.state() or "PLANNED", ExitCode.DONE, {})
-    if plan.rundir.state() == "COMPLETED":
+        would = "train" if decision.action == "start" else decision.action
+        print(f"would {would} here: {plan.rundir.path}  {' '.join(member.overrides)}".rstrip())
+        return Outcome(decision.state, ExitCode.DONE, {})
+    if decision.action == "skip":
         print(f"COMPLETED already: {plan.rundir.path}")
         return Outcome("COMPLETED", ExitCode.DONE, plan.rundir.read(plan.rundir.summary) or {})
+    if decision.action == "keep":
+        words = (
+            f"FAILED before: {plan.rundir.path}: {decision.reason}; left as it is, launch.retry=failed runs it again"
+        )
+        print(words, file=sys.stderr)
+        return Outcome("FAILED", ExitCode.USER_ERROR, plan.rundir.read(plan.rundir.summary) or {})
+    if decision.action == "anew":
+        sweep = SweepDir(plan.rundir.path.parent)
+        with sweep.locked():
+            sweep.move_aside([plan.run_id])
+        print(f"made by other code: moved to {sweep.replaced}, made anew from the start", file=sys.stderr)
     outcome = run_job(plan, os.environ, stop)
     _say(plan.rundir, outcome)
     return outcome

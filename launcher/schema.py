@@ -80,6 +80,11 @@ class LaunchConfig(Section):
     beside: Positive = 1
     """With ``pack``: members at a time in a job, sharing its cores and GPUs."""
 
+    retry: Literal["never", "failed", "stale"] = "never"
+    """Which runs that have ended the same command runs again. never: none. failed: those that FAILED, from their last
+    checkpoints. stale: those that ended and were made by other code than today's, from the start; what they left is
+    kept in ``<sweep>/replaced``. A single run that is named without ``-m`` is run again where it FAILED."""
+
     def __post_init__(self) -> None:
         if self.beside > 1 and self.pack is None:
             raise ValueError(f"beside={self.beside} is for packed members: set launch.pack too")

@@ -17,6 +17,7 @@ Measure this machine (all of it, or one): speeds as ratios from one run, the two
   python -m sweeps bench memory    memory of indexing and reading a large CSV
   python -m sweeps bench help      start of `launcher.run --help` against `import hydra`
   python -m sweeps bench submit    a sweep of 1,000 to a real Slurm, against stock hydra-submitit-launcher (minutes)
+  python -m sweeps bench rerun     the same command again on a sweep of 1,000 that is done
   python -m sweeps bench member    what one more packed member costs over its training
   python -m sweeps bench pack      200 tiny runs on a real Slurm, packed, against stock (minutes)
   python -m sweeps bench requeue   from a preemption to the first new step, on a real Slurm (minutes)

@@ -188,9 +188,11 @@ def _launch_group(group: Sequence[Again], cwd: Path, env: MutableMapping[str, st
     if group[0].member.launcher == _BASIC:
         return _train_here(group, env)
     from launcher.submission.dispatch import dispatch
+    from launcher.submission.reconcile import Rule
 
     cluster = cluster_of(group[0].old.slurm_conf, env)
-    dispatch([run.member for run in group], {**env, **({"SLURM_CONF": cluster} if cluster else {})}, cwd)
+    env_of = {**env, **({"SLURM_CONF": cluster} if cluster else {})}
+    dispatch([run.member for run in group], env_of, cwd, rule=Rule(failed=True))
     return ExitCode.DONE
 
 
@@ -199,6 +201,7 @@ def _train_here(group: Sequence[Again], env: MutableMapping[str, str]) -> int:
     from launcher.run import train
     from launcher.runtime.signals import StopFlag
     from launcher.runtime.world import set_defaults
+    from launcher.submission.reconcile import Rule
 
     set_defaults(env)
     stop = StopFlag()
@@ -209,7 +212,7 @@ def _train_here(group: Sequence[Again], env: MutableMapping[str, str]) -> int:
             print(f"stopped: {len(group) - len(codes)} runs did not go on; the same command does", file=sys.stderr)
             return max(*codes, ExitCode.STOPPED_SAVED)
         try:
-            codes.append(train(run.member, stop).code)
+            codes.append(train(run.member, stop, Rule(failed=True)).code)
         except UserError as error:
             say_error(error)
             codes.append(error.code)

@@ -17,7 +17,7 @@ from launcher.runtime.sweepdir import Submission, SweepDir
 if TYPE_CHECKING:
     from launcher.members import Member
 
-_SETTLED = ("launch.name", "launch.root", "launch.wait", "launch.dry_run")
+_SETTLED = ("launch.name", "launch.root", "launch.wait", "launch.dry_run", "launch.retry")
 """Said by where the run stands, or wishes of one command alone."""
 _SHOWN = 5
 
@@ -146,7 +146,7 @@ def _words(sweep: SweepDir, plan: Plan) -> list[str]:
     settled = {"name": here.name, "root": str(here.parent)}
     words = [word for word in plan.overrides if key_of(word) not in _SETTLED]
     words += [f"launch.{key}={_quoted(value)}" for key, value in settled.items()]
-    return [*words, "launch.wait=false", "launch.dry_run=false"]
+    return [*words, "launch.wait=false", "launch.dry_run=false", "launch.retry=never"]
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -175,7 +175,7 @@ def require_same_science(runs: Sequence[Again], plans: Sequence[Plan]) -> None:
     many = f" ({len(others)} of {len(runs)} runs differ)" if len(runs) > 1 else ""
     commit = old.environment.get("git_sha")
     back = f"git checkout {commit[:12]}" if commit else "bring the old configs back"
-    typed = shlex.join(_without(old.overrides, ("launch.wait", "launch.dry_run")))
+    typed = shlex.join(_without(old.overrides, ("launch.wait", "launch.dry_run", "launch.retry")))
     raise UserError(
         f"run {path}: what was typed makes another run today: {_changes(old, new)}{many}; nothing was started. "
         f"Go back to what it was planned with ({back}, or the old data), or start it as a new run: "

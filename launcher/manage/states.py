@@ -21,7 +21,8 @@ _WORDS = {
     "FAILED": "its job failed; logs may tell why",
     "COMPLETED": "the job ended without an error and without a result",
 }  # fmt: skip
-_GONE = "its process is gone; the same command goes on"
+GONE = "its process is gone; the same command goes on"
+"""Reason of a run that is STALLED and that no process is there for."""
 _QUIET_S = 60.0
 """Seconds without a sign of life after which a process on this machine is looked for."""
 _STALLED_S = 600.0
@@ -38,6 +39,8 @@ class RunState:
     state: str
     """PLANNED, SUBMITTED, RUNNING, PREEMPTED, REQUEUED, COMPLETED, FAILED, CANCELLED or STALLED."""
     step: int | None = None
+    total_steps: int | None = None
+    """The step that it ends with, where its task has said so."""
     loss: float | None = None
     samples_per_s: float | None = None
     attempts: int = 0
@@ -58,7 +61,7 @@ class RunState:
     @property
     def is_active(self) -> bool:
         """Whether a job or a process is there for it, or seems to be."""
-        return self.state in ACTIVE and self.reason != _GONE
+        return self.state in ACTIVE and self.reason != GONE
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
         overrides=own.overrides,
         state=state,
         step=own.status.get("step"),
+        total_steps=own.status.get("total_steps"),
         loss=own.status.get("loss"),
         samples_per_s=own.status.get("samples_per_s"),
         attempts=len(own.starts),
@@ -210,5 +214,5 @@ def _without_job(own: OwnFiles, said: str) -> tuple[str, str]:
     if own.state is None:
         return "PLANNED", "its submission was cut off; the same command settles it" if own.cut_off else said
     if own.state == "RUNNING" and own.silent_for(_QUIET_S) and not own.rundir.is_locked():
-        return "STALLED", _GONE
+        return "STALLED", GONE
     return own.state, said

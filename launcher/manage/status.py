@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.manage.survey import Survey, survey
+from launcher.manage.progress import Pace, progress_of, told
+from launcher.manage.survey import Survey, look_again, survey
 from launcher.manage.table import COLOURS, lines, records
 from launcher.manage.targets import below
 from launcher.runtime.errors import ExitCode
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # rich is imported where there is a terminal to draw on
     from rich.text import Text
 
 _LOOK_EVERY_S = 2.0
+_LINE_EVERY_S = 60.0
+"""Without a terminal, seconds between two lines about steps alone."""
 _ORDER = ("STALLED", "RUNNING", "REQUEUED", "FAILED", "PREEMPTED", "SUBMITTED", "CANCELLED", "PLANNED", "COMPLETED")
 """What is worth a line first, where not all runs fit on the screen."""
 
@@ -62,6 +65,9 @@ def _show(now: Survey, as_json: bool) -> None:
     sys.stdout.flush()
     _say_problems(now)
     print(count(now.states), file=sys.stderr)
+    progress = progress_of(now.states)
+    if len(now.rows) > 1 and progress.expected_steps:
+        print(told(progress), file=sys.stderr)
 
 
 def _say_problems(now: Survey) -> None:
@@ -80,35 +86,42 @@ def _coloured(table: Sequence[str]) -> Text:
 
 
 def _tell_changes(now: Survey, folder: Path, env: Mapping[str, str], stream: object) -> Survey:
-    before = ""
+    """A line when a run changes its state, and now and then one when steps were done."""
+    before, steps, last_line, pace = "", -1, float("-inf"), Pace()
     while True:
-        if (counts := count(now.states)) != before:
-            before = counts
-            print(counts, file=stream, flush=True)  # type: ignore[call-overload]
+        progress, now_s = progress_of(now.states), time.monotonic()
+        speed = pace.runs_per_hour(now_s, progress)
+        moved = progress.steps != steps and now_s - last_line >= _LINE_EVERY_S
+        if (counts := count(now.states)) != before or moved:
+            before, steps, last_line = counts, progress.steps, now_s
+            print(f"{counts}  {told(progress, speed)}", file=stream, flush=True)  # type: ignore[call-overload]
             _say_problems(now)
         if all(state.is_over for state in now.states):
             return now
         time.sleep(_LOOK_EVERY_S)
-        now = survey(below(folder), env)
+        now = look_again(now, below(folder), env)
 
 
 def _draw(now: Survey, folder: Path, env: Mapping[str, str]) -> None:
     from rich.console import Console
     from rich.live import Live
 
+    pace = Pace()
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
         while True:
-            live.update(_screen(now), refresh=True)
+            progress = progress_of(now.states)
+            line = told(progress, pace.runs_per_hour(time.monotonic(), progress))
+            live.update(_screen(now, line), refresh=True)
             if all(state.is_over for state in now.states):
                 return
             time.sleep(_LOOK_EVERY_S)
-            now = survey(below(folder), env)
+            now = look_again(now, below(folder), env)
 
 
-def _screen(now: Survey) -> Text:
-    room = max(1, shutil.get_terminal_size().lines - 4 - len(now.problems))
+def _screen(now: Survey, progress: str) -> Text:
+    room = max(1, shutil.get_terminal_size().lines - 5 - len(now.problems))
     rows = now.rows
     if len(rows) > room:
         rows = sorted(rows, key=lambda pair: _ORDER.index(pair[1].state) if pair[1].state in _ORDER else -1)[:room]
     more = [f"and {len(now.rows) - len(rows)} more"] if len(rows) < len(now.rows) else []
-    return _coloured([*lines(rows), *more, *now.problems, count(now.states)])
+    return _coloured([*lines(rows), *more, *now.problems, count(now.states), progress])

@@ -48,6 +48,17 @@ def survey(targets: Iterable[Target], env: Mapping[str, str]) -> Survey:
     return Survey(rows, tuple(problems))
 
 
+def look_again(before: Survey, targets: Iterable[Target], env: Mapping[str, str]) -> Survey:
+    """``survey`` once more, for who watches: of runs that were COMPLETED ``before`` no file is read again."""
+    done = {(sweep.path, state.run_id): state for sweep, state in before.rows if state.state == "COMPLETED"}
+    wanted = [(target.sweep, target.run_ids) for target in targets]
+    left = [Target(sweep, tuple(r for r in runs if (sweep.path, r) not in done)) for sweep, runs in wanted]
+    now = survey([target for target in left if target.runs], env)
+    known = done | {(sweep.path, state.run_id): state for sweep, state in now.rows}
+    found = [(sweep, known.get((sweep.path, run))) for sweep, runs in wanted for run in runs]
+    return Survey([(sweep, state) for sweep, state in found if state is not None], now.problems)
+
+
 def cluster_of(slurm_conf: str | None, env: Mapping[str, str]) -> str | None:
     """The ``SLURM_CONF`` by which a submission's cluster is reached; None: the default one."""
     return env.get("SLURM_CONF") or slurm_conf

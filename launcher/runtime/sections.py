@@ -12,7 +12,7 @@ import json
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -106,7 +106,7 @@ def parse(schema: type[T], values: Mapping[str, Any], section: str = "") -> T:
     """
     try:
         # As JSON, where strict still takes a mapping for a section.
-        built: T = _adapter(typing.cast(Any, schema)).validate_json(json.dumps(values))
+        built: T = _parsed(typing.cast(Any, schema), json.dumps(values))
     except ValidationError as error:
         raise UserError("; ".join(_said(schema, e, section) for e in error.errors(include_url=False))) from None
     return built
@@ -119,12 +119,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+@lru_cache(maxsize=64)  # most sections are the same in all members of a sweep; they are frozen
+def _parsed(schema: Any, text: str) -> Any:
+    return _adapter(schema).validate_json(text)
+
+
 @cache
 def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 
 def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):  # nearly all, of a thousand configs
+        return value
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, list | tuple):

@@ -93,10 +93,12 @@ class Session:
         self._stateful: list[str] = []
         self._status_at = float("-inf")
         self._stall_s: float | None = None
+        self._total_steps: int | None = None
         self._waited_for: int | None = None
 
     def expect(self, total_steps: int) -> None:
-        """Say how long the run is, for the progress bar and the time left."""
+        """Say how long the run is, for the progress bar, the time left and ``launcher status``."""
+        self._total_steps = total_steps
         self._meter.expect(total_steps)
 
     def restore(self) -> dict[str, Any] | None:
@@ -207,6 +209,7 @@ class Session:
         self.rundir.write_status(
             state=state,
             step=self.step,
+            total_steps=self._total_steps,
             loss=self.last.get("train/loss"),
             val_loss=self.last.get("val/loss"),
             samples_per_s=self.last.get("train/samples_per_s"),

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from launcher.runtime.errors import UserError
-from launcher.runtime.files import append_json_line, read_json_lines, write_atomic, write_json
+from launcher.runtime.files import append_json_line, read_json_lines, sync_folder, write_atomic, write_json
 from launcher.runtime.rundir import RunDir
 
 
@@ -34,13 +35,15 @@ class Submission:
     """Folder of what its jobs print; None: the sweep's own (``SweepDir.job_logs``)."""
     time: str = ""
     """When it was about to be submitted, UTC."""
+    replaced: frozenset[str] = frozenset()
+    """Runs that were moved aside since: its jobs are theirs, not those of the runs that took their places."""
     workers: int | None = None
     """Jobs that share the runs, which wait in a queue (``SweepDir.queue``); None: each run has a job of its own."""
 
     def jobs(self) -> Iterator[tuple[str, str]]:
-        """Each run with Slurm's name of its job; of packed runs that of all workers."""
+        """Each run that was not moved aside, with Slurm's name of its job, of packed runs that of all workers."""
         names = self.job_names() if self.workers is None else [str(self.job_id)] * len(self.runs)
-        yield from zip(self.runs, names, strict=True)
+        yield from ((run, name) for run, name in zip(self.runs, names, strict=True) if run not in self.replaced)
 
     def job_names(self) -> list[str]:
         """Slurm's names of the jobs, in the order of the array's elements."""
@@ -110,6 +113,31 @@ class SweepDir:
         """
         return self.path / "submissions" / f"{token}.{job_id}.r{restarts}.refused"
 
+    @property
+    def replaced(self) -> Path:
+        """Runs that were moved aside to be made anew, ``<run_id>.<n>`` each."""
+        return self.path / "replaced"
+
+    def move_aside(self, runs: Iterable[str]) -> None:
+        """Move each run's whole folder to ``replaced``, so that the run can begin from the start; nothing is lost.
+
+        Written down first: of a run that was moved, the jobs so far say nothing any more. Who is cut off here does it
+        again for those that were not yet moved. The caller holds the sweep's lock.
+
+        Raises:
+            UserError: a process trains one of them.
+        """
+        runs = list(runs)
+        self.add_event("replaced", "", runs=runs)
+        self.replaced.mkdir(exist_ok=True)
+        taken = {path.name for path in self.replaced.iterdir()}
+        for run_id in runs:
+            number = next(n for n in count(1) if f"{run_id}.{n}" not in taken)
+            with self.run(run_id).lock():
+                self.run(run_id).path.rename(self.replaced / f"{run_id}.{number}")
+        sync_folder(self.replaced)
+        sync_folder(self.path)
+
     def run(self, run_id: str) -> RunDir:
         """One of its runs."""
         return RunDir(self.path / run_id)
@@ -163,7 +191,7 @@ class SweepDir:
         return {str(r["run_id"]): list(r["overrides"]) for r in read_json_lines(self.members)}
 
     def add_event(self, event: str, token: str, **values: Any) -> None:
-        """Append to ``submissions.jsonl``, durably: ``intent``, ``submitted``, ``withdrawn`` or ``cancelled``."""
+        """Append to ``submissions.jsonl``, durably: intent, submitted, withdrawn, cancelled or replaced."""
         append_json_line(self.submissions, {"event": event, "token": token, "time": _now(), **values})
 
     def read_submissions(self) -> list[Submission]:
@@ -179,6 +207,9 @@ class SweepDir:
                 found[token]["job_id"] = str(record["job_id"])
             elif event == "withdrawn" and token in found:
                 found[token]["withdrawn"] = True
+            elif event == "replaced":
+                for submission in found.values():
+                    submission["replaced"] = submission.get("replaced", frozenset()) | set(record["runs"])
         return [Submission(**values) for values in found.values()]
 
     def job_files(self, submission: Submission, job_id: str, rank: int) -> list[Path]:

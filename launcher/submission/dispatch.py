@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.environment import uncommitted
 from launcher.members import Member, require_one_launcher
 from launcher.naming import default_name
 from launcher.plan import make_queued_plan, read_sections
 from launcher.runtime.errors import UserError
-from launcher.runtime.files import write_atomic
 from launcher.runtime.sweepdir import SweepDir
 from launcher.schema import LaunchConfig
-from launcher.slurm_cli import Slurm, SlurmAway, require_slurm
+from launcher.slurm_cli import Slurm, require_slurm
+from launcher.submission.commit import Wanted, run_here, to_slurm
 from launcher.submission.packing import Packing, without_curves
+from launcher.submission.reconcile import Rule
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
-from launcher.submission.submit import Job, Receipt, claim_folders, require_accepted, submit, told_apart
+from launcher.submission.submit import Job
 
 LOCAL = "submitit_local"
 """The ``hydra/launcher`` that runs jobs as processes on this machine."""
 _PACKAGE = __name__.partition(".")[0]
-_SHOWN = 20
-"""Most runs that are listed one by one."""
 
 
-def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, values_needed: bool = False) -> list[Any]:
+def dispatch(
+    members: Sequence[Member],
+    env: Mapping[str, str],
+    cwd: Path,
+    *,
+    values_needed: bool = False,
+    rule: Rule | None = None,
+) -> list[Any]:
     """Plan ``members`` and hand them to the queue that they choose.
 
     Args:
         cwd: the folder in which the command was typed.
         values_needed: wait for the runs whatever ``launch.wait`` says: a search goes on with their values.
+        rule: which runs that have ended are run again; None: as ``launch.retry`` says.
 
     Returns:
         For each member its metric where it was waited for, else its job's id, or None where it has none.
@@ -48,7 +53,7 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
         require_slurm(env)
     sweep = _sweep_dir(launch, members[0], cwd)
     targets = [member.values["task"][key] for member in members for key in ("target", "schema")]
-    snapshot = take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(targets)], leave_out=sweep.path.parent)
+    snapshot = snapshot_of(sweep, targets, cwd)
     packing = Packing.of(launch)
     jobs = [_job(member, sweep, snapshot, cwd, here, packing) for member in members]
     unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
@@ -57,19 +62,17 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
     env = snapshot.without_live_code(env)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)
+    rule = rule or Rule.of(launch.retry)
     if launch.dry_run:
         from launcher.submission.dry_run import show
 
-        show(sweep, unique, snapshot, slurm, logs)
+        show(sweep, unique, snapshot, slurm, logs, rule)
         return [None] * len(jobs)
+    wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule, packing)
     if slurm is None:
-        from launcher.submission.local_queue import run_all
-
-        with sweep.locked():  # to the end: another queue would take the same runs
-            _record(sweep, unique, snapshot, logs, cwd)
-            metrics: Mapping[str, Any] = run_all(sweep, unique, snapshot, launch.parallel, env, logs)
+        metrics: Mapping[str, Any] = run_here(wanted, launch.parallel, env)
         return [metrics.get(job.plan.run_id) for job in jobs]
-    receipts = _to_slurm(sweep, unique, slurm, snapshot, logs, cwd, packing)
+    receipts = to_slurm(wanted, slurm)
     if launch.wait or values_needed:
         from launcher.submission.waiting import wait_for
 
@@ -78,28 +81,13 @@ def dispatch(members: Sequence[Member], env: Mapping[str, str], cwd: Path, *, va
     return [receipts[job.plan.run_id].job_id for job in jobs]
 
 
-def _to_slurm(
-    sweep: SweepDir,
-    jobs: Sequence[Job],
-    slurm: Slurm,
-    snapshot: Snapshot,
-    logs: Path,
-    cwd: Path,
-    packing: Packing | None,
-) -> dict[str, Receipt]:
-    """Submit, and say what became of it; the receipts by run_id."""
-    away: SlurmAway | None = None
-    try:
-        require_accepted(sweep, jobs, slurm, snapshot, logs)  # what Slurm will never take leaves nothing behind
-    except SlurmAway as error:
-        away = error
-    with sweep.locked() as lock:
-        _record(sweep, jobs, snapshot, logs, cwd)
-        if away is not None:
-            raise SlurmAway(f"{away}; the runs stay planned, the same command submits them")
-        receipts = {r.run_id: r for r in submit(sweep, jobs, slurm, snapshot, lock, logs, packing)}
-    _say(sweep, jobs, receipts, slurm)
-    return receipts
+def snapshot_of(sweep: SweepDir, names: Sequence[str], cwd: Path) -> Snapshot:
+    """Today's code for jobs of ``sweep`` that resolve ``names`` (``package.module:attribute``).
+
+    Raises:
+        UserError: as ``take_snapshot``.
+    """
+    return take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(names)], leave_out=sweep.path.parent)
 
 
 def _launch_config(members: Sequence[Member]) -> LaunchConfig:
@@ -150,42 +138,3 @@ def _logs(sweep: SweepDir, first: Member, cwd: Path) -> Path:
     parts = Path(said).parts
     numbered = next((i for i, part in enumerate(parts) if "%" in part), len(parts))
     return _absolute("hydra.launcher.submitit_folder", str(Path(*parts[:numbered])), cwd)
-
-
-def _record(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, logs: Path, cwd: Path) -> None:
-    """Write down everything that the jobs will need, and what was asked for."""
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{logs}: {error.strerror}; jobs print there (hydra.launcher.submitit_folder)") from error
-    claim_folders(jobs)
-    snapshot.write()
-    if (diff_id := jobs[0].plan.environment["diff_id"]) and not sweep.diff(diff_id).exists():
-        sweep.diff(diff_id).parent.mkdir(exist_ok=True)
-        write_atomic(sweep.diff(diff_id), uncommitted(cwd))
-    sweep.add_request(members=len(jobs), code=snapshot.id, command=shlex.join(sys.argv[1:]))
-    sweep.add_members((job.plan.run_id, job.overrides) for job in jobs)
-
-
-def _say(sweep: SweepDir, jobs: Sequence[Job], receipts: Mapping[str, Receipt], slurm: Slurm) -> None:
-    """Receipts on stdout, what to do next on stderr."""
-    new = [receipt for receipt in receipts.values() if receipt.new]
-    if len(jobs) <= _SHOWN:
-        for run_id, differs in told_apart(jobs).items():
-            receipt = receipts[run_id]
-            print(f"{receipt.state:<10} {receipt.job_id or '-':<12} {run_id}  {differs}".rstrip())
-    else:
-        for state in sorted({receipt.state for receipt in receipts.values()}):
-            found = [r for r in receipts.values() if r.state == state]
-            arrays = sorted({(r.job_id or "-").partition("_")[0] for r in found})
-            print(f"{state:<10} {len(found)} runs: {', '.join(arrays[:_SHOWN])}")
-    kept = sum(not r.new and r.state != "PLANNED" for r in receipts.values())
-    planned = [r for r in receipts.values() if r.state == "PLANNED"]
-    print(f"{len(new)} submitted, {kept} done or queued already: {sweep.path}", file=sys.stderr)
-    if planned:
-        print(
-            f"Slurm takes no more for now, {len(planned)} stay PLANNED; the same command submits them "
-            f"({planned[0].reason})",
-            file=sys.stderr,
-        )
-    print(f"follow them:  python -m launcher status {shlex.quote(str(sweep.path))}", file=sys.stderr)

@@ -9,30 +9,28 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit
 from launcher.submission.batch import Batch, script_text
+from launcher.submission.reconcile import Rule, decisions, tell
 from launcher.submission.snapshot import Snapshot
-from launcher.submission.submit import Job, by_shape, known, largest_array, test_script, told_apart
+from launcher.submission.submit import Job, by_shape, largest_array, test_script, told_apart
 
 
-def show(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, slurm: Slurm | None, logs: Path) -> None:
+def show(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, slurm: Slurm | None, logs: Path, rule: Rule) -> None:
     """Print the plan, each shape's batch script and Slurm's answer to ``sbatch --test-only``.
 
     Args:
         slurm: None: the runs are processes on this machine.
         logs: folder of what jobs print.
+        rule: which runs that have ended would be run again.
 
     Raises:
         UserError: Slurm would not take one of the shapes, or does not answer.
     """
-    states = {job.plan.run_id: job.plan.rundir.state() or "PLANNED" for job in jobs}
-    done = {run for run, state in states.items() if state == "COMPLETED"}
-    if slurm:
-        taken = known(sweep, jobs, slurm)
-        states |= {state.run_id: state.state for state in taken}
-        done |= {state.run_id for state in taken}
-    todo = [job for job in jobs if job.plan.run_id not in done]
+    found = decisions(sweep, [job.plan for job in jobs], rule, snapshot.id, slurm)
+    todo = [job for job, decision in zip(jobs, found, strict=True) if decision.begins]
     print(f"# {len(jobs)} runs in {sweep.path}, code {snapshot.id} ({len(snapshot.copies)} files)")
-    for run_id, differs in told_apart(jobs).items():
-        print(f"{run_id}  {states[run_id]:<10} {differs}".rstrip())
+    for decision, differs in zip(found, told_apart(jobs).values(), strict=True):
+        print(f"{decision.run_id}  {decision.state:<10} {decision.action:<7} {differs}".rstrip())
+    tell(sweep, found)
     if slurm is None:
         return
     minutes = sum(job.resources.gpus * job.resources.minutes for job in todo)

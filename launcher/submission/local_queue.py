@@ -186,7 +186,7 @@ class _Queue:
 def run_all(
     sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, parallel: int | None, env: Mapping[str, str], logs: Path
 ) -> dict[str, float]:
-    """Run those of ``jobs`` that are not done, and wait for them; returns the metric of each by run_id.
+    """Run ``jobs``, each of which was decided to begin, and wait for them; returns the metric of each by run_id.
 
     Args:
         parallel: most at a time; None: one for each set of GPUs, or as the cores allow.
@@ -198,16 +198,12 @@ def run_all(
     """
     for job in jobs:
         _require_room(job, env)
-    done = [job for job in jobs if job.plan.rundir.state() == "COMPLETED"]
-    for job in done:
-        print(f"COMPLETED already: {job.plan.rundir.path}")
-    todo = [job for job in jobs if job not in done]
-    if todo:
+    if jobs:
         stop = StopFlag()
         stop.install(hang_up=True)
-        queue = _Queue(sweep, todo, snapshot, parallel or _default_parallel(todo), env, logs)
+        queue = _Queue(sweep, jobs, snapshot, parallel or _default_parallel(jobs), env, logs)
         queue.run(stop)
-        _tell(sweep, todo, queue.codes)
+        _tell(sweep, jobs, queue.codes)
     return {job.plan.run_id: job.plan.rundir.metric() for job in jobs}
 
 

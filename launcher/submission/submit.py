@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.manage.states import RunState, run_states
+from launcher.manage.states import run_states
 from launcher.runtime.errors import UserError
 from launcher.runtime.files import write_json
 from launcher.runtime.pack.queue import Queue, entry_name
@@ -22,6 +22,7 @@ from launcher.runtime.sweepdir import Submission, SweepDir, write_plans
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit, with_patience
 from launcher.submission.batch import Batch, script_text
 from launcher.submission.packing import Packing
+from launcher.submission.reconcile import require_same_science
 from launcher.submission.resources import Resources
 from launcher.submission.snapshot import Snapshot
 
@@ -60,7 +61,7 @@ def submit(
     logs: Path,
     packing: Packing | None = None,
 ) -> list[Receipt]:
-    """Submit those of ``jobs`` that are neither done nor queued; the caller holds the sweep's lock.
+    """Submit ``jobs``, each of which was decided to begin; the caller holds the sweep's lock and has settled it.
 
     Args:
         lock: descriptor of the lock, which sbatch keeps open.
@@ -71,15 +72,11 @@ def submit(
         SlurmAway: slurmctld does not answer; what is not submitted stays PLANNED.
         SlurmError: Slurm would not take a job of this kind.
     """
-    settle(sweep, slurm)
-    receipts = {state.run_id: state for state in known(sweep, jobs, slurm)}
-    todo = [job for job in jobs if job.plan.run_id not in receipts]
-    answer = {r.run_id: Receipt(r.run_id, r.state, r.job_id, new=False) for r in receipts.values()}
-    if todo:
-        limit = largest_array(slurm)
-        for shape in by_shape(todo):
-            batcher = _Batcher(sweep, shape, snapshot, slurm, lock, logs, packing)
-            answer |= {receipt.run_id: receipt for receipt in batcher.submit(limit)}
+    answer: dict[str, Receipt] = {}
+    limit = largest_array(slurm) if jobs else 0
+    for shape in by_shape(jobs):
+        batcher = _Batcher(sweep, shape, snapshot, slurm, lock, logs, packing)
+        answer |= {receipt.run_id: receipt for receipt in batcher.submit(limit)}
     return [answer[job.plan.run_id] for job in jobs]
 
 
@@ -90,7 +87,7 @@ def require_accepted(sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm, snapsho
         SlurmAway: slurmctld does not answer.
         SlurmError: Slurm would not take it, now or ever.
     """
-    for shape in by_shape([job for job in jobs if job.plan.rundir.state() != "COMPLETED"]):
+    for shape in by_shape(jobs):
         resources = shape[0].resources
         text = script_text(Batch.of(sweep, "test", resources, 1, logs), snapshot)
         try:
@@ -161,14 +158,6 @@ def _started_as(sweep: SweepDir, token: str) -> str | None:
 def _withdraw(sweep: SweepDir, token: str, reason: str) -> None:
     sweep.withdrawal(token).touch()  # first: should Slurm have it after all, its jobs end at once
     sweep.add_event("withdrawn", token, reason=reason)
-
-
-def known(sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm) -> list[RunState]:
-    """Runs that are done, or that Slurm has a job for."""
-    submitted = {run for s in sweep.read_submissions() if s.job_id and not s.withdrawn for run in s.runs}
-    seen = {job.plan.run_id for job in jobs if job.plan.run_id in submitted or job.plan.rundir.status.exists()}
-    states = run_states(sweep, slurm, only=seen) if seen else []
-    return [state for state in states if state.state == "COMPLETED" or state.is_active]
 
 
 def by_shape(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -286,10 +275,7 @@ def claim_folders(jobs: Sequence[Job]) -> None:
     for job in jobs:
         rundir = job.plan.rundir
         if rundir.plan.exists():
-            if not job.plan.same_science(Plan.read(rundir)):
-                raise UserError(
-                    f"run directory {rundir.path} belongs to another config; move it away or change launch.name"
-                )
+            require_same_science(job.plan)
             continue
         rundir.path.mkdir(parents=True, exist_ok=True)
         # Not synced a thousand times: what jobs read are the plans of their submission, which are.

@@ -15,10 +15,11 @@ def main(config: DictConfig) -> None:
     from launcher.members import member_of
     from launcher.run import train
     from launcher.runtime.signals import StopFlag
+    from launcher.submission.reconcile import Rule
 
     with open_dict(config):
         config.hydra = HydraConfig.get()
-    outcome = train(member_of(config, list(config.hydra.overrides.task)), StopFlag())
+    outcome = train(member_of(config, list(config.hydra.overrides.task)), StopFlag(), Rule())
     if outcome.code:
         sys.exit(outcome.code)
 

@@ -98,7 +98,7 @@ def test_one_run_succeeds_and_one_diverges(user: User):
     before = user.submit("pair", "optim.lr=1e-3,1e38")
     assert {row["state"] for row in before} <= {"SUBMITTED", "RUNNING", "COMPLETED", "FAILED"}
     watched = user.module("launcher", "status", "runs/pair", "--watch", timeout=90).stdout
-    assert watched.splitlines()[-1] == "1 COMPLETED, 1 FAILED"
+    assert watched.splitlines()[-1].startswith("1 COMPLETED, 1 FAILED  ")
 
     good, bad = user.rows("runs/pair")
     assert (good["state"], good["step"], good["differs"]) == ("COMPLETED", 6, ["optim.lr=0.001"])

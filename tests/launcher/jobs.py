@@ -8,7 +8,7 @@ from typing import Any
 from launcher.runtime.plan import Plan
 from launcher.schema import HardwareConfig, SiteConfig
 from launcher.submission.resources import resources_of
-from launcher.submission.snapshot import Snapshot
+from launcher.submission.snapshot import Snapshot, _content_id
 from launcher.submission.submit import Job
 
 HARDWARE: dict[str, Any] = {
@@ -40,4 +40,5 @@ def job(
 
 def no_code(sweep: Path, cwd: Path) -> Snapshot:
     """A snapshot of nothing."""
-    return Snapshot("0" * 12, sweep / "code" / ("0" * 12), (sweep / "code" / ("0" * 12),), cwd, {}, {})
+    path = sweep / "code" / _content_id({}, {})
+    return Snapshot(path.name, path, (path,), cwd, {}, {})

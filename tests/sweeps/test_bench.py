@@ -48,6 +48,12 @@ def test_help_imports_no_torch(capsys):
     assert not row["torch_imported"] and row["times_longer"] > 0
 
 
+def test_a_sweep_that_is_done_is_left_alone(capsys):
+    ((row,),) = rows(capsys, "rerun", "--members", "3", "--rounds", "1")
+    assert row["members"] == 3 and row["first_s"] > 0 and row["again_s"] > 0 and row["decision_s"] > 0
+    assert row["slurm_calls"] == row["sbatch_calls"] == row["files_written"] == 0
+
+
 def test_sides_take_turns_and_the_ratio_is_by_pairs():
     calls = []
     interleaved(lambda: calls.append("a"), lambda: calls.append("b"), 3)

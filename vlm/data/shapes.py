@@ -15,13 +15,14 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from PIL import Image, ImageDraw
+from typing import TYPE_CHECKING
 
 from vlm.config import DataConfig, ShapesData
 from vlm.data.build_once import Poll, build_once, keep_going, polled
-from vlm.data.order import uniform
+
+if TYPE_CHECKING:  # imported where scenes are drawn: planning a run asks for their digest alone
+    import numpy as np
+    from PIL import Image, ImageDraw
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,8 @@ def render(scene: list[Thing], data: ShapesData, jitter: np.ndarray) -> Image.Im
     Args:
         jitter: ``(objects, 3)`` numbers in [0, 1): horizontal and vertical offset and size of each thing.
     """
+    from PIL import Image, ImageDraw
+
     canvas = data.px * _SUPERSAMPLING
     image = Image.new("RGB", (canvas, canvas), _BACKGROUND)
     draw = ImageDraw.Draw(image)
@@ -137,6 +140,10 @@ def _scenes(
     data: ShapesData, count: int, part: int, wanted: Callable[[list[Thing]], bool]
 ) -> Iterator[tuple[list[Thing], np.ndarray]]:
     """``count`` scenes that are ``wanted``, each with its jitter, drawn from (seed, part, draw number) alone."""
+    import numpy as np
+
+    from vlm.data.order import uniform
+
     found = draw = 0
     while found < count:
         numbers = uniform(data.seed, part, np.arange(draw * 32, draw * 32 + 32), stream=7)
@@ -149,6 +156,8 @@ def _scenes(
 
 def _scene(data: ShapesData, numbers: np.ndarray) -> list[Thing]:
     """A scene from 20 numbers in [0, 1)."""
+    import numpy as np
+
     n_things = 1 + int(numbers[0] * data.objects)
     places = np.sort(np.argsort(numbers[1:10][: data.grid**2])[:n_things])
     return [

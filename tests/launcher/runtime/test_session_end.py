@@ -157,6 +157,7 @@ def test_the_status_tells_state_step_and_losses(desk):
     at = desk()
     at.session.log({"train/loss": 2.0, "val/loss": 3.0, "train/samples_per_s": 10.0}, 7)
     assert at.rundir.state() == "RUNNING"
+    at.session.expect(9)
     at.session.write_status("FAILED", "so")
     status = json.loads(at.rundir.status.read_text())
     assert status.pop("heartbeat") > 0

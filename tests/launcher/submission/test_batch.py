@@ -203,3 +203,13 @@ def test_a_backslash_in_the_folder_of_logs_is_refused(tmp_path):
 def test_a_colon_in_the_root_is_refused(tmp_path):
     with pytest.raises(UserError, match="Python imports from no folder with ':'"):
         text_of(tmp_path / "a:b", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("key", ["mail_{}", "mail-{}"])
+def test_slurm_mails_once_for_an_array(tmp_path, key):
+    """Slurm mails for each element only where ARRAY_TASKS is among the types (sbatch(1)): that is the user's to say."""
+    asked = {key.format("type"): "END,FAIL", key.format("user"): "me@lab.org"}
+    text = text_of(tmp_path, {"additional_parameters": asked}, count=9)
+    found = options(text)
+    assert found["mail-type"] == "END,FAIL" and found["mail-user"] == "me@lab.org" and found["array"] == "0-8%9"
+    assert "ARRAY_TASKS" not in text

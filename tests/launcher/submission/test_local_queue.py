@@ -15,7 +15,9 @@ import pytest
 from launcher.runtime.errors import ExitCode, RunsNotDone, UserError
 from launcher.runtime.sweepdir import SweepDir
 from launcher.submission import local_queue
+from launcher.submission.commit import Wanted, run_here
 from launcher.submission.local_queue import run_all
+from launcher.submission.reconcile import Rule
 from launcher.submission.submit import Job, claim_folders
 from tests.conftest import REPOSITORY
 from tests.launcher.jobs import job, no_code
@@ -112,6 +114,12 @@ class Queue:
         snapshot = no_code(self.sweep.path, self.root)
         return run_all(self.sweep, jobs, snapshot, parallel, os.environ | env, self.sweep.job_logs)
 
+    def again(self, *jobs: Job, rule: Rule | None = None) -> dict[str, float]:
+        """As a command does: only what is left to be done is run."""
+        snapshot = no_code(self.sweep.path, self.root)
+        wanted = Wanted(self.sweep, jobs, snapshot, self.sweep.job_logs, self.root, rule or Rule())
+        return run_here(wanted, None, os.environ)
+
     def start(self, *jobs: Job, parallel: int) -> int:
         """The same in a process group of its own, as a shell does it; returns its id when all of them run."""
         pid = os.fork()
@@ -158,11 +166,28 @@ def test_runs_end_with_their_metrics_and_done_ones_are_not_run_again(queue, capf
     assert queue.run(*jobs) == dict.fromkeys((j.plan.run_id for j in jobs), 0.5)
     assert [queue.state(j)[0] for j in jobs] == ["COMPLETED"] * 3
     (jobs[0].plan.rundir.path / "seen.0").unlink()
-    queue.run(*jobs)
+    queue.again(*jobs)
     assert capfd.readouterr().out.count("COMPLETED already") == 3
     assert not (jobs[0].plan.rundir.path / "seen.0").exists()
     logs = sorted(p.name.rpartition("_0_log")[2] for p in queue.sweep.job_logs.iterdir())
     assert logs == [".err"] * 3 + [".out"] * 3
+
+
+def test_the_same_command_again_goes_on_with_what_is_left(queue, capfd):
+    done, failed, stopped, held, new = (queue.job(number, "ok") for number in range(5))
+    claim_folders([done, failed, stopped, held])
+    for one, state in ((done, "COMPLETED"), (failed, "FAILED"), (stopped, "PREEMPTED"), (held, "RUNNING")):
+        one.plan.rundir.write_status(state=state, reason="bad luck" if one is failed else "", heartbeat=0)
+    with held.plan.rundir.lock(), pytest.raises(RunsNotDone, match=r"1 of 5 runs FAILED before.*bad luck") as caught:
+        queue.again(done, failed, stopped, held, new)
+    assert caught.value.code == ExitCode.USER_ERROR
+    assert [queue.state(one)[0] for one in (done, failed, stopped, held, new)] == [
+        "COMPLETED", "FAILED", "COMPLETED", "RUNNING", "COMPLETED"
+    ]  # fmt: skip
+    said = capfd.readouterr().err
+    assert "1 FAILED: are left as they are" in said and said.index("1 FAILED") < said.index("started")
+    assert queue.again(failed, held, rule=Rule(failed=True)) == {failed.plan.run_id: 0.5, held.plan.run_id: 0.5}
+    assert not any((done.plan.rundir.path).glob("seen.*"))
 
 
 def test_two_runs_at_a_time(queue):

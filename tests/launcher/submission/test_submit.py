@@ -16,9 +16,14 @@ from launcher import slurm_cli
 from launcher.runtime.errors import UserError
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError
-from launcher.submission.submit import Job, Receipt, claim_folders, require_accepted, settle, submit
+from launcher.submission import commit
+from launcher.submission.commit import Wanted, to_slurm
+from launcher.submission.reconcile import Rule
+from launcher.submission.submit import Job, Receipt, claim_folders, settle
 from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.jobs import job, no_code
+
+NEVER = Rule()
 
 
 class Sweep:
@@ -32,22 +37,13 @@ class Sweep:
     def jobs(self, count: int, queue: dict[str, Any] | None = None, first: int = 0) -> list[Job]:
         return [job(self.root, first + number, queue) for number in range(count)]
 
-    def submit(self, jobs: list[Job]) -> list[Receipt]:
+    def submit(self, jobs: list[Job], rule: Rule = NEVER) -> list[Receipt]:
         """As a command does."""
-        snapshot, slurm = no_code(self.dir.path, self.root), Slurm(self.slurm.env)
-        away: SlurmAway | None = None
-        try:
-            require_accepted(self.dir, jobs, slurm, snapshot, self.dir.job_logs)
-        except SlurmAway as error:
-            away = error
-        with self.dir.locked() as lock:
-            claim_folders(jobs)
-            self.dir.add_members((j.plan.run_id, j.overrides) for j in jobs)
-            if away:
-                raise away
-            return submit(self.dir, jobs, slurm, snapshot, lock, self.dir.job_logs)
+        snapshot = no_code(self.dir.path, self.root)
+        receipts = to_slurm(Wanted(self.dir, jobs, snapshot, self.dir.job_logs, self.root, rule), Slurm(self.slurm.env))
+        return [receipts[one.plan.run_id] for one in jobs]
 
-    def submit_elsewhere(self, jobs: list[Job], before: Callable[[], object] = lambda: None) -> int:
+    def submit_elsewhere(self, jobs: list[Job], before: Callable[[], object] = lambda: None, rule: Rule = NEVER) -> int:
         """As a command of its own does, whose end is this function's result (negative: the signal)."""
         pid = os.fork()
         if pid == 0:
@@ -55,7 +51,7 @@ class Sweep:
             try:
                 signal.signal(signal.SIGINT, signal.default_int_handler)  # who tests in the background ignores it
                 before()
-                self.submit(jobs)
+                self.submit(jobs, rule)
                 code = 0
             except UserError:
                 code = 1
@@ -151,7 +147,8 @@ def test_the_submit_limit_is_filled_exactly_and_the_same_command_adds_the_rest(s
     assert sorted(sweep.submitted_runs()) == [j.plan.run_id for j in jobs]
 
 
-def test_what_is_done_queued_or_running_is_left_alone_and_what_failed_is_not(sweep):
+@pytest.mark.parametrize("failed", [False, True])
+def test_what_is_done_queued_or_running_is_left_alone_and_what_failed_unless_it_is_asked_for(sweep, failed, capfd):
     jobs = sweep.jobs(6)
     sweep.submit(jobs[:5])
     states = ["PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"]
@@ -161,14 +158,19 @@ def test_what_is_done_queued_or_running_is_left_alone_and_what_failed_is_not(swe
     for number, state in ((2, "COMPLETED"), (3, "FAILED")):
         rundir = jobs[number].plan.rundir
         rundir.add_attempt_event(event="start", attempt=1, job_id=f"100_{number}")
-        rundir.write_status(state=state)
-    receipts = sweep.submit(jobs)
-    assert [r.state for r in receipts] == ["SUBMITTED", "RUNNING", "COMPLETED", *["SUBMITTED"] * 3]
-    assert [r.job_id for r in receipts] == ["100_0", "100_1", "100_2", "101_0", "101_1", "101_2"]
-    assert [r.new for r in receipts] == [False, False, False, True, True, True]
+        rundir.write_status(state=state, reason="bad luck" if state == "FAILED" else "")
+    receipts = sweep.submit(jobs, Rule(failed=failed))
+    after = ["SUBMITTED"] * 3 if failed else ["FAILED", "SUBMITTED", "SUBMITTED"]
+    assert [r.state for r in receipts] == ["SUBMITTED", "RUNNING", "COMPLETED", *after]
+    names = ["101_0", "101_1", "101_2"] if failed else ["100_3", "101_0", "101_1"]
+    assert [r.job_id for r in receipts] == ["100_0", "100_1", None, *names]
+    assert [r.new for r in receipts] == [False, False, False, failed, True, True]
+    said = capfd.readouterr().err
+    assert f"{jobs[3].plan.rundir.path}: bad luck" in said
+    assert ("launch.retry=failed" in said) == (not failed)
 
 
-def test_a_run_whose_job_is_gone_without_a_word_is_submitted_again(sweep):
+def test_a_run_whose_job_is_gone_without_a_word_has_failed(sweep):
     jobs = sweep.jobs(2)
     sweep.submit(jobs)
     sweep.slurm.end(forget=True)
@@ -177,7 +179,8 @@ def test_a_run_whose_job_is_gone_without_a_word_is_submitted_again(sweep):
         index = jobs.index(one)
         one.plan.rundir.add_attempt_event(event="start", attempt=1, job_id=f"100_{index}")
         one.plan.rundir.write_status(state="RUNNING", heartbeat=heartbeat)
-    assert [r.new for r in sweep.submit(jobs)] == [True, False]
+    assert [r.state for r in sweep.submit(jobs)] == ["FAILED", "RUNNING"]
+    assert [r.new for r in sweep.submit(jobs, Rule(failed=True))] == [True, False]
 
 
 def at_event(event: str, when: str) -> Callable[[], None]:
@@ -198,7 +201,24 @@ def at_event(event: str, when: str) -> Callable[[], None]:
     return patch
 
 
+def after_call(name: str) -> Callable[[], None]:
+    """Kills this process right after it has called ``commit.<name>``."""
+
+    def patch() -> None:
+        call = getattr(commit, name)
+
+        def called(*args: Any) -> None:
+            call(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(commit, name, called)
+
+    return patch
+
+
 CRASHES = {
+    "after the decision was told": (after_call("tell"), None),
+    "after the folders were claimed": (after_call("claim_folders"), None),
     "before the intent": (at_event("intent", "before"), None),
     "after the intent": (at_event("intent", "after"), None),
     "in sbatch, before Slurm has it": (lambda: None, "before"),
@@ -230,6 +250,74 @@ def test_a_killed_command_is_cleared_up_by_the_same_command(sweep, crash, forgot
     calls = len(sweep.slurm.state["calls"])
     assert not any(r.new for r in sweep.submit(jobs))
     assert "sbatch" not in sweep.calls[calls:]
+
+
+MOVES = {
+    "before it is written down": (at_event("replaced", "before"), 0),
+    "after it is written down": (at_event("replaced", "after"), 0),
+    "between two moves": (lambda: after_renames(1), 1),
+    "after the moves": (lambda: after_renames(2), 2),
+    "after the intent": (at_event("intent", "after"), 2),
+}
+
+
+def after_renames(count: int) -> None:
+    """Kills this process once it has moved so many folders aside."""
+    rename = Path.rename
+
+    def counted(self: Path, target: Path) -> Path:
+        nonlocal count
+        moved = rename(self, target)
+        count -= "replaced" in Path(target).parts
+        if count == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return moved
+
+    Path.rename = counted  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_runs_of_other_code_are_moved_aside_whole_whenever_the_command_is_killed(sweep, move, capfd):
+    patch, moved = MOVES[move]
+    jobs = sweep.jobs(3)
+    sweep.submit(jobs)
+    sweep.slurm.end()
+    for index, state in enumerate(["COMPLETED", "FAILED", "COMPLETED"]):
+        rundir = jobs[index].plan.rundir
+        rundir.add_attempt_event(event="start", attempt=1, job_id=f"100_{index}")
+        rundir.write_status(state=state)
+        (rundir.path / "result").write_text(f"of {index}")
+        made_by = "old" if index < 2 else no_code(sweep.dir.path, sweep.root).id
+        rundir.plan.write_text(json.dumps({**json.loads(rundir.plan.read_text()), "code": made_by}))
+    assert not any(r.new for r in sweep.submit(jobs))
+    assert "2 COMPLETED: are done, 1 of them made by other code" in capfd.readouterr().err
+    assert sweep.submit_elsewhere(jobs, patch, Rule(stale=True)) == -signal.SIGKILL
+    sweep.wait_until_free()
+    assert len(list(sweep.dir.path.glob("replaced/*"))) == moved
+    receipts = sweep.submit(jobs, Rule(stale=True))
+    assert [r.job_id and r.job_id.partition("_")[0] for r in receipts] == ["101", "101", None]
+    assert sorted(p.read_text() for p in sweep.dir.path.glob("replaced/*/result")) == ["of 0", "of 1"]
+    assert sweep.dir.list_runs() == [j.plan.run_id for j in jobs]
+    assert not jobs[0].plan.rundir.status.exists() and (jobs[2].plan.rundir.path / "result").exists()
+    assert not any(r.new for r in sweep.submit(jobs, Rule(stale=True)))
+    assert sweep.slurm.submitted == [3, 2]
+
+
+def test_what_is_moved_aside_again_gets_the_next_number(sweep):
+    (one,) = sweep.jobs(1)
+    for _ in range(2):
+        claim_folders([one])
+        with sweep.dir.locked():
+            sweep.dir.move_aside([one.plan.run_id])
+    assert sorted(p.name for p in sweep.dir.replaced.iterdir()) == [f"{one.plan.run_id}.{n}" for n in (1, 2)]
+
+
+def test_a_run_that_is_trained_is_not_moved_aside(sweep):
+    (one,) = sweep.jobs(1)
+    claim_folders([one])
+    with one.plan.rundir.lock(), sweep.dir.locked(), pytest.raises(UserError, match="another process is training it"):
+        sweep.dir.move_aside([one.plan.run_id])
+    assert one.plan.rundir.plan.exists()
 
 
 def test_a_job_that_started_is_adopted_though_slurm_knows_nothing(sweep):
@@ -348,8 +436,10 @@ def test_a_thousand_members_take_a_handful_of_calls(sweep):
     sweep.slurm.end(forget=True)
     for one in jobs:
         one.plan.rundir.write_status(state="COMPLETED")
+    queued, before = len(sweep.calls), {p: p.lstat().st_mtime_ns for p in sweep.dir.path.rglob("*")}
     assert {r.state for r in sweep.submit(jobs)} == {"COMPLETED"}
-    assert first == 3 and len(sweep.calls) <= 6
+    assert first == 3 and queued == 4 and len(sweep.calls) == queued, "of what is done Slurm is not asked"
+    assert {p: p.lstat().st_mtime_ns for p in sweep.dir.path.rglob("*")} == before
 
 
 def test_a_folder_of_another_config_is_left_alone(sweep):

@@ -50,6 +50,9 @@ class GridSweeper(BasicSweeper):
         launcher = self._launcher(members[0])
         if isinstance(launcher, QueueLauncher):  # a queue has its own limits: launch.parallel, array_parallelism
             return [launcher.launch_members(members)]
+        from launcher.submission.in_process import foretell
+
+        foretell(members)
         results: list[Sequence[JobReturn]] = []
         for batch in self.split_overrides_to_chunks([list(m.overrides) for m in members], size):
             results.append(launcher.launch(list(batch), initial_job_idx=sum(map(len, results))))
