@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,10 +71,10 @@ def _act(session: Session, config: Member, sweep: Path) -> bool:
     if config.do == "raise":
         raise ZeroDivisionError("oh")
     if config.do == "import":
-        known = "colorsys" in sys.modules
-        import colorsys
+        known = "tabnanny" in sys.modules
+        import tabnanny
 
-        note(sweep / "imports", config.number, known, colorsys.__name__)
+        note(sweep / "imports", config.number, known, tabnanny.__name__)
     if config.do == "kill" or (config.do == "kill-once" and not (sweep / f"killed.{config.number}").exists()):
         session.settle()  # what was saved is on disk
         (sweep / f"killed.{config.number}").touch()
@@ -158,11 +159,11 @@ class Bench:
     def leave(self) -> None:
         """Kill what still lives."""
         for worker in self._workers:
-            try:
+            with suppress(ProcessLookupError):  # its members may outlive it
                 os.killpg(worker.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
             worker.wait()
+            if worker.stderr:
+                worker.stderr.close()
 
     def lines(self, name: str) -> list[list[Any]]:
         """What the members noted."""

@@ -39,9 +39,9 @@ def work(tmp_path, monkeypatch, own_signals):
     """``work(source, run, beside=…)``: a crew to its end; returns its exit code."""
     monkeypatch.setattr(crew_module, "preload", lambda plan: None)
 
-    def done(source, run, beside=1, began=lambda: None, stop=None):
+    def done(source, run, beside=1, began=lambda: None, stop=None, gpus=()):
         stop = StopFlag() if stop is None else stop
-        crew = Crew(source, run, stop, job="w", restarts=0, beside=beside, env={"PLACE": "here"})
+        crew = Crew(source, run, stop, job="w", restarts=0, beside=beside, gpus=gpus)
         return crew.work(began)
 
     return done
@@ -51,34 +51,22 @@ def claims(folder, count, **changes):
     return [Claim(f"{i:06d}", member_plan(folder, i, **changes)) for i in range(count)]
 
 
-def test_members_on_gpus_have_one_each_by_the_place_that_is_free(tmp_path, monkeypatch, work):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-a")
-    monkeypatch.delenv("PLACE", raising=False)
-    gates = [os.pipe() for _ in range(2)]
+def test_members_on_gpus_have_one_each_by_the_place_that_is_free(tmp_path, work):
+    gate, opened = os.pipe()
 
-    def run(claim, stop):
-        note(tmp_path / "seen", claim.entry, os.environ["CUDA_VISIBLE_DEVICES"], os.environ["PLACE"])
-        number = int(claim.entry)
-        if number == 0:  # until the third is there, in the place that the second has left
-            os.read(gates[0][0], 1)
-        if number == 2:
-            os.write(gates[0][1], b".")
+    def run(claim, stop, gpu):
+        note(tmp_path / "seen", claim.entry, gpu)
+        if claim.entry == "000000":  # until the third is there, in the place that the second has left
+            os.read(gate, 1)
+        if claim.entry == "000002":
+            os.write(opened, b".")
         return 0
 
-    source = Members(*claims(tmp_path, 3, device="cuda"))
-    assert work(source, run, beside=2) == 0
+    source = Members(*claims(tmp_path, 3))
+    assert work(source, run, beside=2, gpus=["3", "GPU-a"]) == 0
     seen = sorted((tmp_path / "seen").read_text().splitlines())
-    assert seen == ['["000000", "3", "here"]', '["000001", "GPU-a", "here"]', '["000002", "GPU-a", "here"]']
+    assert seen == ['["000000", "3"]', '["000001", "GPU-a"]', '["000002", "GPU-a"]']
     assert source.ended == dict.fromkeys(["000000", "000001", "000002"], 0)
-    assert "PLACE" not in os.environ, "what a child is told stays with it"
-
-
-def test_members_on_the_cpu_keep_what_is_visible(tmp_path, monkeypatch, work):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-a")
-    assert (
-        work(Members(*claims(tmp_path, 1)), lambda c, s: 0 if os.environ["CUDA_VISIBLE_DEVICES"] == "3,GPU-a" else 9)
-        == 0
-    )
 
 
 def test_a_member_that_cannot_be_preloaded_says_so_itself_and_others_run(tmp_path, monkeypatch, work):
@@ -87,7 +75,7 @@ def test_a_member_that_cannot_be_preloaded_says_so_itself_and_others_run(tmp_pat
 
     monkeypatch.setattr(crew_module, "preload", refuse)
 
-    def run(claim, stop):
+    def run(claim, stop, gpu):
         if claim.entry == "000000":
             raise UserError("task.target=x:y: there is no module x")
         return 0
@@ -104,7 +92,7 @@ def test_a_bug_of_ours_while_a_member_is_begun_gives_it_back(tmp_path, monkeypat
     monkeypatch.setattr(crew_module, "preload", broken)
     source = Members(*claims(tmp_path, 1))
     with pytest.raises(ZeroDivisionError):
-        work(source, lambda claim, stop: 0)
+        work(source, lambda claim, stop, gpu: 0)
     assert [claim.entry for claim in source.waiting] == ["000000"]
 
 
@@ -113,7 +101,7 @@ def test_a_stop_while_torch_is_imported_begins_nothing(tmp_path, monkeypatch, wo
     stop.install()
     monkeypatch.setattr(crew_module, "preload", lambda plan: os.kill(os.getpid(), signal.SIGTERM))
     source = Members(*claims(tmp_path, 1))
-    assert work(source, lambda claim, stop: 0, stop=stop) == ExitCode.STOPPED_SAVED
+    assert work(source, lambda claim, stop, gpu: 0, stop=stop) == ExitCode.STOPPED_SAVED
     assert [claim.entry for claim in source.waiting] == ["000000"] and source.ended == {}
 
 
@@ -124,14 +112,14 @@ def test_a_bug_of_ours_leaves_no_child_behind(tmp_path, monkeypatch, work):
     monkeypatch.setattr(Crew, "_look_after", broken)
     source = Members(*claims(tmp_path, 1))
     with pytest.raises(ZeroDivisionError):
-        work(source, lambda claim, stop: signal.pause() or 0)
+        work(source, lambda claim, stop, gpu: signal.pause() or 0)
     assert [claim.entry for claim in source.waiting] == ["000000"]
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
 
 def test_a_completed_member_whose_process_was_killed_is_done(tmp_path, work):
-    def run(claim, stop):
+    def run(claim, stop, gpu):
         claim.plan.rundir.path.mkdir(parents=True)
         claim.plan.rundir.write_status(state="COMPLETED")
         os.kill(os.getpid(), signal.SIGKILL)
@@ -145,7 +133,7 @@ def test_a_child_is_not_the_parent_in_what_it_leaves(tmp_path, work, capfd):
     """Its exit runs none of the parent's goodbyes and prints nothing twice."""
     print("from the parent", end="")
 
-    def run(claim, stop):
+    def run(claim, stop, gpu):
         print("from the child", file=sys.stderr)
         return 0
 
