@@ -59,6 +59,8 @@ def dispatch(
     unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
     if len(unique) < len(jobs):
         print(f"{len(jobs) - len(unique)} of {len(jobs)} members learn the same as others: run once", file=sys.stderr)
+    if packing and (alone := sum(not packing.takes(job.resources.hardware) for job in unique)):
+        print(f"launch.pack: {alone} runs have several ranks and jobs of their own", file=sys.stderr)
     env = snapshot.without_live_code(env)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)
@@ -66,7 +68,7 @@ def dispatch(
     if launch.dry_run:
         from launcher.submission.dry_run import show
 
-        show(sweep, unique, snapshot, slurm, logs, rule)
+        show(sweep, unique, snapshot, slurm, logs, rule, packing)
         return [None] * len(jobs)
     wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule, packing)
     if slurm is None:
