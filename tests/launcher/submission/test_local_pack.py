@@ -168,8 +168,16 @@ def test_a_second_ctrl_c_kills_and_no_run_seems_to_go_on(repo):
     until(lambda: "save first" in command.stderr.readline())
     command.send_signal(signal.SIGINT)
     assert repo.end(command)[0] == 76
-    assert not any(Path(f"/proc/{pid}").exists() for pid in members)
+    assert not any(_lives(pid) for pid in members)
     assert "RUNNING" not in repo.states().values() and "PREEMPTED" in repo.states().values()
+
+
+def _lives(pid: int) -> bool:
+    """Whether it is there and no zombie, which somebody else has yet to reap."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def _children(pid: int) -> list[str]:
