@@ -142,8 +142,8 @@ class Packed:
     def story(self) -> str:
         """What a person would look at."""
         logs = [f"--- {path.name}\n{path.read_text()[-1500:]}" for path in sorted(self.path.glob("jobs/*.err"))]
-        events = [f"--- {run.path.name} {run.read('status.json')}\n{_text(run.path / 'attempts.jsonl')}" for run in self.runs
-                  if run.state != "COMPLETED"]  # fmt: skip
+        left = [run for run in self.runs if run.state != "COMPLETED"]
+        events = [f"--- {r.path.name} {r.read('status.json')}\n{_text(r.path / 'attempts.jsonl')}" for r in left]
         queues = [str(path.relative_to(self.path)) for path in sorted(self.path.glob("queues/*/*/*"))]
         workers = [_text(path) for path in sorted(self.path.glob("queues/*/workers/*.jsonl"))]
         return "\n".join([str(self.states()), str(self.finished()), *queues, *workers, *events, *logs])
