@@ -148,7 +148,10 @@ def own_files(sweep: SweepDir, only: Collection[str] | None = None) -> list[OwnF
             own = OwnFiles(
                 rundir, overrides, job_id, submission_of, job_id in cancelled, run_id in cut_off, status, events
             )
-            found.append(places[submission_of.token].put(own) if submission_of and own.is_packed else own)
+            if submission_of and own.is_packed:
+                own = places[submission_of.token].put(own)
+                own = dataclasses.replace(own, was_cancelled=own.job_id in cancelled)  # its worker
+            found.append(own)
     return found
 
 

@@ -131,15 +131,16 @@ def test_cancelling_some_leaves_the_workers_to_the_others(sweep, slurm, capsys):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("forgotten", [False, True], ids=["in the books", "forgotten"])
 @pytest.mark.parametrize("words", [("runs/demo",), RUNS], ids=["sweep", "each run"])
-def test_cancelling_all_stops_the_workers_too(sweep, slurm, capsys, words):
+def test_cancelling_all_stops_the_workers_too(sweep, slurm, words, forgotten):
     sweep.claimed("aaa1", "12_0")
     slurm.queue(("12_0", "RUNNING"), ("12_1", "PENDING"))
     assert main(["cancel", *words, "--grace", "0"]) == 0
     assert [call.split()[-1] for call in slurm.called("scancel")] == ["12_[0-1]"]
     assert sweep.dir.read_cancelled("t1") >= {"12_0", "12_1"}
     assert not sweep.queue.list_waiting()
-    slurm.history(("12_0", "CANCELLED"), ("12_1", "CANCELLED"))
+    slurm.history(*(() if forgotten else (("12_0", "CANCELLED"), ("12_1", "CANCELLED"))))
     slurm.queue()
     assert {s.state for s in sweep.states(slurm).values()} == {"CANCELLED"}
 
