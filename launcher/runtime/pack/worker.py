@@ -11,7 +11,7 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from launcher.runtime.device import named_gpus
@@ -19,7 +19,7 @@ from launcher.runtime.errors import UserError, guarded
 from launcher.runtime.pack.crew import Claim, Crew, Source, Unreadable
 from launcher.runtime.pack.queue import Queue
 from launcher.runtime.parent import end_with_parent
-from launcher.runtime.place import LOCAL_RESTARTS, in_slurm_step, job_id, number
+from launcher.runtime.place import LOCAL_RESTARTS, job_id, number
 from launcher.runtime.plan import Plan
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
@@ -104,7 +104,9 @@ def _work(args: argparse.Namespace, stop: StopFlag) -> int:
     if args.beside < 1:
         raise UserError(f"--beside {args.beside}: should be at least 1")
     env, sweep = os.environ, SweepDir(args.plans.parent.parent)
-    job = worker_name(env)
+    job = worker_name(env, queued=args.submission is not None)
+    if job != job_id(env):
+        _stand_alone(env, job)
     if args.submission is not None:
         require_not_withdrawn(args.plans.parent, args.submission)
         if job in sweep.read_cancelled(args.submission):
@@ -121,7 +123,6 @@ def work(queue: Queue, members: Source, job: str, stop: StopFlag, *, beside: int
     restarts = next((number(env, name) for name in ("SLURM_RESTART_COUNT", LOCAL_RESTARTS) if name in env), 0)
     led_on = sum(event["event"] == "began" for event in queue.events(job))
     queue.add_event(job, "start", restarts=restarts, step=led_on, host=socket.gethostname())
-    env.update(_place(env, job))
     gpus = named_gpus(env)
     crew = Crew(members, _train, stop, job=job, restarts=restarts, beside=beside, gpus=gpus)
     return crew.work(began=lambda: queue.add_event(job, "began"))
@@ -135,17 +136,22 @@ def _train(claim: Claim, stop: StopFlag, gpu: str | None) -> int:
     return run_job(claim.plan, os.environ, stop, visible=False).code
 
 
-def worker_name(env: Mapping[str, str]) -> str:
-    """The job's name, the same after a requeue; one of its own for a worker that was started by hand."""
-    return job_id(env) or env.get("SUBMITIT_LOCAL_JOB_ID") or f"{socket.gethostname()}.{os.getpid()}"
+def worker_name(env: Mapping[str, str], *, queued: bool) -> str:
+    """What a worker's claims and attempts are known by.
+
+    Args:
+        queued: whether it was started by a batch script of ours: then by the job's name, the same after a requeue. Of
+            those that are started by hand there may be many in one job (``srun -n 8``): each has a name of its own.
+    """
+    name = job_id(env) if queued else env.get("SUBMITIT_LOCAL_JOB_ID")
+    return name or f"{socket.gethostname()}.{os.getpid()}"
 
 
-def _place(env: Mapping[str, str], job: str) -> dict[str, str]:
-    """What tells the members of a worker that no queue has started which job they are of."""
-    if in_slurm_step(env) or "SUBMITIT_LOCAL_JOB_ID" in env:
-        return {}
+def _stand_alone(env: MutableMapping[str, str], job: str) -> None:
+    """Have the members be of ``job`` and of one rank, wherever their worker was started."""
+    env.pop("SLURM_STEP_ID", None)
     one_rank = {"GLOBALID": "0", "LOCALID": "0", "NTASKS": "1"}
-    return {f"SUBMITIT_LOCAL_{name}": value for name, value in (one_rank | {"JOB_ID": job}).items()}
+    env.update({f"SUBMITIT_LOCAL_{name}": value for name, value in (one_rank | {"JOB_ID": job}).items()})
 
 
 if __name__ == "__main__":

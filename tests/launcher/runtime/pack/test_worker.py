@@ -177,6 +177,16 @@ def test_a_worker_started_by_hand_helps_the_others(bench):
     assert bench.end(first)[0] == 0 and bench.finished() == [0, 1]
 
 
+def test_several_started_by_hand_in_one_step_of_slurm_have_names_of_their_own(bench):
+    """``srun -n 2 python -m launcher.runtime.pack.worker PLANS`` in an allocation."""
+    bench.submit("meet", "meet")
+    place = {"SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    workers = [bench.start(job=None, **place, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in ("0", "1")]
+    assert [bench.end(worker)[0] for worker in workers] == [0, 0]
+    names = {bench.events(number, "start")[0]["job_id"] for number in (0, 1)}
+    assert names == {f"{socket.gethostname()}.{worker.pid}" for worker in workers}
+
+
 def test_on_an_empty_queue_a_worker_ends_without_importing_torch(bench):
     bench.submit("end")
     bench.queue.end("000000", None)
