@@ -19,6 +19,8 @@ from tests.integration.user import TASK
 from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.submission.test_same_command import TOY
 
+pytestmark = pytest.mark.slow
+
 PACKED = (
     "-m",
     "hydra/launcher=submitit_local",
