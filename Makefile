@@ -11,9 +11,10 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
+BROWSER_PACKAGES := chromium chromium-driver
 SLURM_PACKAGES := slurm-wlm slurmdbd munge mariadb-server
 
-.PHONY: demo test lint unit slow integration storm slurm install clean
+.PHONY: demo test lint unit slow integration storm browser slurm install clean
 
 demo: install
 	$(PY) -m launcher.run experiment=demo
@@ -28,8 +29,9 @@ lint: install
 	$(PY) -m mypy
 
 # One thread a process: the tests run side by side on all cores. First those that take seconds, then the others.
-unit: install
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile -m "not slow and not slurm and not storm"
+# REQUIRE_SLURM=1 asks for a browser too.
+unit: install browser
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile -m "not slow and not slurm and not storm" $(if $(REQUIRE_SLURM),--require-browser)
 
 slow: install
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile -m "slow and not slurm and not storm"
@@ -50,6 +52,13 @@ slurm:
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(SLURM_PACKAGES); \
 	else echo "NO SLURM HERE, and this user cannot install it: apt-get install $(SLURM_PACKAGES)" >&2; fi
+
+# Root on Debian installs Chromium, in which the pages of `sweeps compare` are tried.
+browser:
+	@if command -v chromium > /dev/null && command -v chromedriver > /dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(BROWSER_PACKAGES); then :; \
+	else echo "NO BROWSER HERE, and this user cannot install it: apt-get install $(BROWSER_PACKAGES)" >&2; fi
 
 install: $(INSTALLED)
 

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
 from launcher.runtime.rundir import RunDir, metric_of
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
 from launcher.runtime.world import set_defaults
+from launcher.sweep_files import named_sweeps, sweep_folders
 
 if TYPE_CHECKING:  # imported where they are used: --help and tab completion are as quick as Hydra
     from launcher.members import Member
@@ -78,7 +79,7 @@ def _compose(on_config: Any) -> None:
     from hydra_plugins.seemore._queues import register
 
     register()
-    with _hydra_raises():
+    with _hydra_raises(), _sweep_named():
         try:
             hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(on_config)()
         except Exception as error:
@@ -178,6 +179,21 @@ def _say(rundir: RunDir, outcome: Outcome) -> None:
 
 def _short(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def _sweep_named() -> Iterator[None]:
+    """Have Hydra read ``sweep=NAME`` as what our sweeper is told, and its help list the names that there are."""
+    typed, folders = sys.argv, sweep_folders(Path.cwd(), os.environ)
+    OmegaConf.register_new_resolver("named_sweeps", lambda: ", ".join(named_sweeps(folders)) or "none", replace=True)
+    if any(word.startswith("sweep=") for word in typed[1:]):
+        from launcher.named_sweep import words_for_hydra
+
+        sys.argv = [typed[0], *words_for_hydra(typed[1:], folders, Path.cwd())]
+    try:
+        yield
+    finally:
+        sys.argv = typed
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``python -m sweeps``: measure."""
+"""``python -m sweeps``: compare, measure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import sys
 
 from launcher.runtime.errors import guarded
 from sweeps.bench import add_bench
+from sweeps.compare.command import add_compare
 
 _DESCRIPTION = """\
+Compare runs: which is best, how sure that is, which setting mattered.
+
+  python -m sweeps compare runs/demo --html demo.html
+
 Measure this machine (all of it, or one): speeds as ratios from one run, the two sides taking turns.
 
   python -m sweeps bench step      an optimizer step of model=seemore against a plain implementation
@@ -20,6 +25,7 @@ Measure this machine (all of it, or one): speeds as ratios from one run, the two
   python -m sweeps bench rerun     the same command again on a sweep of 1,000 that is done
   python -m sweeps bench member    what one more packed member costs over its training
   python -m sweeps bench pack      200 tiny runs on a real Slurm, packed, against stock (minutes)
+  python -m sweeps bench compare   `compare` of 1,000 runs, with all its files
   python -m sweeps bench requeue   from a preemption to the first new step, on a real Slurm (minutes)
 """
 
@@ -30,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         "python -m sweeps", None, _DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_compare(
+        commands.add_parser("compare", help="rank runs and explain", formatter_class=argparse.RawTextHelpFormatter)
+    )
     add_bench(commands.add_parser("bench", help="measure"))
     parsed = parser.parse_args(arguments)
     return guarded(lambda: parsed.command(parsed))

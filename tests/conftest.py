@@ -42,6 +42,7 @@ SMALL = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-slurm", action="store_true", help="fail, do not skip, where Slurm is not installed")
+    parser.addoption("--require-browser", action="store_true", help="fail, do not skip, where there is no Chromium")
     parser.addoption("--seeds", type=int, default=30, help="how often each test of the storm is made")
 
 
@@ -52,7 +53,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say loudly that nothing was tried on a real Slurm; and what the storm has cost."""
+    """Say loudly that nothing was tried on a real Slurm, or in a browser; and what the storm has cost."""
     passed = terminalreporter.stats.get("passed", [])
     storms = [value for report in passed for name, value in report.user_properties if name == "storm"]
     if storms:
@@ -65,6 +66,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if skipped:
         terminalreporter.section("NO SLURM ON THIS MACHINE", sep="!", red=True, bold=True)
         terminalreporter.line(f"{len(skipped)} tests on a real cluster were SKIPPED: {skipped[0].longrepr[2]}")
+    unseen = [r for r in terminalreporter.stats.get("skipped", []) if "browser" in r.keywords]
+    if unseen:
+        terminalreporter.section("NO BROWSER ON THIS MACHINE", sep="!", red=True, bold=True)
+        terminalreporter.line(f"{len(unseen)} tests of a page were SKIPPED: {unseen[0].longrepr[2]}")
 
 
 def small(*overrides: str) -> list[str]:

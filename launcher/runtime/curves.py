@@ -26,13 +26,18 @@ def draw_curves(rundir: RunDir) -> None:
 
 
 def read_series(metrics: Path) -> Series:
-    """All curves of a ``metrics.csv``, by ``<split>/<name>``."""
+    """All curves of a ``metrics.csv``, by ``<split>/<name>``; a row that a crash has torn is none."""
     series: defaultdict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
-    with metrics.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            steps, values = series[f"{row['split']}/{row['name']}"]
-            steps.append(int(row["step"]))
-            values.append(float(row["value"]))
+    whole_lines, _, _ = metrics.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+    for row in csv.reader(io.StringIO(whole_lines, newline="")):
+        try:
+            step, split, name, value = row
+            point = int(step), float(value)
+        except ValueError:  # torn; or the header
+            continue
+        steps, values = series[f"{split}/{name}"]
+        steps.append(point[0])
+        values.append(point[1])
     return dict(series)
 
 

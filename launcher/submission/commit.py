@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.environment import uncommitted
+from launcher.named_sweep import as_typed
 from launcher.runtime.errors import UserError
 from launcher.runtime.files import write_atomic
 from launcher.runtime.plan import Plan
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway
+from launcher.submission.goal import Goal, only
 from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Decision, Rule, decisions, nothing_to_do, require_none_failed, tell
 from launcher.submission.snapshot import Snapshot
@@ -38,6 +40,8 @@ class Wanted:
     rule: Rule
     packing: Packing | None = None
     """Have runs of one rank share jobs."""
+    goal: Goal | None = None
+    """Of a named sweep."""
 
     @property
     def plans(self) -> list[Plan]:
@@ -62,9 +66,26 @@ class Wanted:
             self.sweep.move_aside(anew)
         begin = self.chosen(found)
         if begin:
-            _record(self.sweep, begin, self.snapshot, self.logs, self.cwd, asked=len(self.jobs))
+            self.record(begin)
         self.sweep.add_members((job.plan.run_id, job.overrides) for job in self.jobs)
         return begin
+
+    def record(self, jobs: Sequence[Job]) -> None:
+        """Write down everything that ``jobs`` will need, and what was asked for."""
+        sweep, logs = self.sweep, self.logs
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{logs}: {error.strerror}; jobs print there (hydra.launcher.submitit_folder)") from error
+        claim_folders(jobs)
+        self.snapshot.write()
+        if (diff_id := jobs[0].plan.environment.get("diff_id")) and not sweep.diff(diff_id).exists():
+            sweep.diff(diff_id).parent.mkdir(exist_ok=True)
+            write_atomic(sweep.diff(diff_id), uncommitted(self.cwd))
+        said = {"command": shlex.join(as_typed(sys.argv[1:])), "target": only(plan.target for plan in self.plans)}
+        goal = self.goal.request() if self.goal else {}
+        sweep.add_request(members=len(self.jobs), code=self.snapshot.id, **said, **goal)
+        sweep.add_members((job.plan.run_id, job.overrides) for job in jobs)
 
 
 def run_here(wanted: Wanted, parallel: int | None, env: Mapping[str, str]) -> dict[str, float]:
@@ -107,7 +128,8 @@ def to_slurm(wanted: Wanted, slurm: Slurm) -> dict[str, Receipt]:
             found = _decide_with(wanted, slurm, away)
             begin = wanted.prepare(found)
             new = submit(sweep, begin, slurm, wanted.snapshot, lock, wanted.logs, wanted.packing)
-    receipts = {d.run_id: Receipt(d.run_id, d.state, d.job_id, new=False) for d in found}
+    last = {run: job for s in sweep.read_submissions() if s.job_id and not s.withdrawn for run, job in s.jobs()}
+    receipts = {d.run_id: Receipt(d.run_id, d.state, d.job_id or last.get(d.run_id), new=False) for d in found}
     receipts |= {receipt.run_id: receipt for receipt in new}
     _say(sweep, wanted.jobs, receipts)
     return receipts
@@ -139,23 +161,8 @@ def _decide_with(wanted: Wanted, slurm: Slurm, away: SlurmAway | None) -> list[D
             require_accepted(wanted.sweep, wanted.chosen(found), slurm, wanted.snapshot, wanted.logs)
         return found
     except SlurmAway as error:
-        _record(wanted.sweep, wanted.jobs, wanted.snapshot, wanted.logs, wanted.cwd, asked=len(wanted.jobs))
+        wanted.record(wanted.jobs)
         raise SlurmAway(f"{error}; the runs stay planned, the same command submits them") from None
-
-
-def _record(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, logs: Path, cwd: Path, *, asked: int) -> None:
-    """Write down everything that the jobs will need, and that ``asked`` runs were asked for."""
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{logs}: {error.strerror}; jobs print there (hydra.launcher.submitit_folder)") from error
-    claim_folders(jobs)
-    snapshot.write()
-    if (diff_id := jobs[0].plan.environment.get("diff_id")) and not sweep.diff(diff_id).exists():
-        sweep.diff(diff_id).parent.mkdir(exist_ok=True)
-        write_atomic(sweep.diff(diff_id), uncommitted(cwd))
-    sweep.add_request(members=asked, code=snapshot.id, command=shlex.join(sys.argv[1:]))
-    sweep.add_members((job.plan.run_id, job.overrides) for job in jobs)
 
 
 def _say_done(sweep: SweepDir, found: Sequence[Decision]) -> None:

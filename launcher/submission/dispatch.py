@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from launcher.runtime.sweepdir import SweepDir
 from launcher.schema import LaunchConfig
 from launcher.slurm_cli import Slurm, require_slurm
 from launcher.submission.commit import Wanted, run_here, to_slurm
+from launcher.submission.goal import Goal, require_same_sweep, say_merged
 from launcher.submission.packing import Packing, without_curves
 from launcher.submission.reconcile import Rule
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
@@ -33,6 +33,7 @@ def dispatch(
     *,
     values_needed: bool = False,
     rule: Rule | None = None,
+    goal: Goal | None = None,
 ) -> list[Any]:
     """Plan ``members`` and hand them to the queue that they choose.
 
@@ -40,6 +41,7 @@ def dispatch(
         cwd: the folder in which the command was typed.
         values_needed: wait for the runs whatever ``launch.wait`` says: a search goes on with their values.
         rule: which runs that have ended are run again; None: as ``launch.retry`` says.
+        goal: of a named sweep.
 
     Returns:
         For each member its metric where it was waited for, else its job's id, or None where it has none.
@@ -52,13 +54,14 @@ def dispatch(
     if not here:
         require_slurm(env)
     sweep = _sweep_dir(launch, members[0], cwd)
+    require_same_sweep(sweep, goal, [member.values["task"]["target"] for member in members])
     targets = [member.values["task"][key] for member in members for key in ("target", "schema")]
     snapshot = snapshot_of(sweep, targets, cwd)
     packing = Packing.of(launch)
     jobs = [_job(member, sweep, snapshot, cwd, here, packing) for member in members]
     unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
     if len(unique) < len(jobs):
-        print(f"{len(jobs) - len(unique)} of {len(jobs)} members learn the same as others: run once", file=sys.stderr)
+        say_merged(len(jobs) - len(unique), len(jobs))
     if packing and (alone := sum(not packing.takes(job.resources.hardware) for job in unique)):
         print(f"launch.pack: {alone} runs have several ranks and jobs of their own", file=sys.stderr)
     env = snapshot.without_live_code(env)
@@ -70,16 +73,16 @@ def dispatch(
 
         show(sweep, unique, snapshot, slurm, logs, rule, packing)
         return [None] * len(jobs)
-    wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule, packing)
+    wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule, packing, goal)
     if slurm is None:
         metrics: Mapping[str, Any] = run_here(wanted, launch.parallel, env)
-        return [metrics.get(job.plan.run_id) for job in jobs]
+        return _values(jobs, metrics, goal)
     receipts = to_slurm(wanted, slurm)
     if launch.wait or values_needed:
         from launcher.submission.waiting import wait_for
 
         metrics = wait_for(sweep, list(receipts), slurm)
-        return [metrics.get(job.plan.run_id) for job in jobs]
+        return _values(jobs, metrics, goal)
     return [receipts[job.plan.run_id].job_id for job in jobs]
 
 
@@ -90,6 +93,11 @@ def snapshot_of(sweep: SweepDir, names: Sequence[str], cwd: Path) -> Snapshot:
         UserError: as ``take_snapshot``.
     """
     return take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(names)], leave_out=sweep.path.parent)
+
+
+def _values(jobs: Sequence[Job], metrics: Mapping[str, Any], goal: Goal | None) -> list[Any]:
+    """The metric of each run that was waited for: the one that the sweep is after."""
+    return [metrics.get(job.plan.run_id) if goal is None else goal.value(job.plan.rundir) for job in jobs]
 
 
 def _launch_config(members: Sequence[Member]) -> LaunchConfig:

@@ -5,9 +5,22 @@ from __future__ import annotations
 import argparse
 
 from launcher.runtime.errors import ExitCode
-from sweeps.bench import help_start, loader, member, memory, pack, ranks, requeue, rerun, save, step, submit
+from sweeps.bench import (
+    compare,
+    help_start,
+    loader,
+    member,
+    memory,
+    pack,
+    ranks,
+    requeue,
+    rerun,
+    save,
+    step,
+    submit,
+)
 
-_BENCHMARKS = (step, ranks, save, loader, memory, help_start, submit, rerun, requeue, member, pack)
+_BENCHMARKS = (step, ranks, save, loader, memory, help_start, compare, submit, rerun, requeue, member, pack)
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:

@@ -157,7 +157,7 @@ def make_trainer(args: argparse.Namespace, dropout: float, precision: str, world
         ),
     )
     device = "cuda:0" if args.device == "cuda" else args.device
-    data: Any = SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=_VOCAB), train=np.arange(args.batch))
+    data: Any = SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=_VOCAB, to_json=dict), train=np.arange(args.batch))
     session: Any = SimpleNamespace(config=config, world=world or World(device=device))
     return Trainer(session, data)
 

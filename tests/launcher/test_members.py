@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from launcher.compose import COMPOSITION_ERRORS
 from launcher.members import Composer, complete_members, member_of
+from launcher.named_sweep import read_sweep
 from launcher.plan import make_plan
 from launcher.runtime.errors import UserError
 from tests.conftest import SMALL
@@ -142,6 +143,19 @@ def test_hydra_composes_once_for_a_grid_of_plain_values(hydra, monkeypatch):
         (lr, seed) for lr in (1, 2, 3) for seed in range(5)
     ]
     assert not math.isnan(members[0].values["optim"]["lr"])
+
+
+def test_hydra_composes_once_for_a_named_sweep_of_a_thousand(hydra, monkeypatch, tmp_path):
+    composer, loads = composer_of(hydra), []
+    load = Composer._load
+    monkeypatch.setattr(Composer, "_load", lambda self, words: loads.append(words) or load(self, words))
+    (tmp_path / "many.yaml").write_text(
+        "{fixed: {model: small, trainer.max_steps: 10}, vary: {grid: {optim.lr: {log: [1e-5, 1e-2], count: 20}, "
+        "trainer.seed: {range: [0, 25]}}, paired: [{trainer.batch_size: [8, 16], optim.weight_decay: [0.1, 0.2]}]}}"
+    )
+    members = complete_members(read_sweep(tmp_path / "many.yaml").members([], [], []), [], composer)
+    assert len(members) == 1000 and len(loads) == 1
+    assert {member.values["launch"]["name"] for member in members} == {"many"}
 
 
 def test_extending_a_grid_keeps_ids_and_the_name(hydra, tmp_path):

@@ -43,6 +43,12 @@ def test_memory_of_a_small_file(capsys):
     assert row["rows"] == 200 and 0 <= row["above_imports_mb"] < 300 and row["imports_mb"] > 20
 
 
+def test_compare_writes_all_its_files(capsys):
+    ((row,),) = rows(capsys, "compare", "--members", "8")
+    assert row["runs"] == 8 and row["seconds"] > 0 and row["peak_mb"] > 20
+    assert row["csv_mb"] > 0 and row["png_mb"] > 0 and row["html_mb"] > 0
+
+
 def test_help_imports_no_torch(capsys):
     ((row,),) = rows(capsys, "help", "--rounds", "1")
     assert not row["torch_imported"] and row["times_longer"] > 0
@@ -61,7 +67,7 @@ def test_sides_take_turns_and_the_ratio_is_by_pairs():
     assert ratio([2, 30, 8], [1, 10, 2]) == 3
 
 
-@pytest.mark.parametrize("words", [[], ["bench"], ["bench", "step"]])
+@pytest.mark.parametrize("words", [[], ["bench"], ["bench", "step"], ["compare"]])
 def test_every_command_explains_itself(words, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*words, "--help"])

@@ -24,6 +24,7 @@ from launcher.runtime.errors import RunsNotDone, UserError
 from launcher.slurm_cli import SlurmAway
 from launcher.submission import waiting
 from launcher.submission.dispatch import dispatch
+from launcher.submission.goal import Goal
 from tests.conftest import type_here
 from tests.integration.user import TASK
 from tests.launcher.fake_slurm import FakeSlurm
@@ -128,6 +129,16 @@ def test_waiting_gives_metrics_and_a_failed_run_is_an_error(repo, slurm, compose
         dispatch(compose([*SLURM, "launch.wait=true", "trainer.seed=666"]), slurm.env, repo)
     assert caught.value.code == 1
     assert [job["states"] for job in slurm.state["jobs"].values()][-1] == ["FAILED"]
+
+
+def test_waiting_for_a_named_sweep_gives_its_metric(repo, slurm, compose):
+    slurm.set(at_once=True)
+    (repo / "runs" / "named").mkdir(parents=True)
+    (repo / "runs" / "named" / "go").touch()  # the task waits for it
+    members = compose([*SLURM, "launch.wait=true", "launch.name=named", "trainer.max_steps=3"])
+    assert dispatch(members, slurm.env, repo, goal=Goal("step", "maximize", "named")) == [3.0]
+    (request,) = json.loads((sweep_of(repo) / "sweep.json").read_text())["requests"]
+    assert (request["metric"], request["direction"], request["sweep"]) == ("step", "maximize", "named")
 
 
 def test_a_controller_that_goes_away_does_not_end_the_waiting(repo, slurm, compose, capfd, monkeypatch):

@@ -163,7 +163,7 @@ def test_what_is_done_queued_or_running_is_left_alone_and_what_failed_unless_it_
     after = ["SUBMITTED"] * 3 if failed else ["FAILED", "SUBMITTED", "SUBMITTED"]
     assert [r.state for r in receipts] == ["SUBMITTED", "RUNNING", "COMPLETED", *after]
     names = ["101_0", "101_1", "101_2"] if failed else ["100_3", "101_0", "101_1"]
-    assert [r.job_id for r in receipts] == ["100_0", "100_1", None, *names]
+    assert [r.job_id for r in receipts] == ["100_0", "100_1", "100_2", *names]
     assert [r.new for r in receipts] == [False, False, False, failed, True, True]
     said = capfd.readouterr().err
     assert f"{jobs[3].plan.rundir.path}: bad luck" in said
@@ -295,7 +295,7 @@ def test_runs_of_other_code_are_moved_aside_whole_whenever_the_command_is_killed
     sweep.wait_until_free()
     assert len(list(sweep.dir.path.glob("replaced/*"))) == moved
     receipts = sweep.submit(jobs, Rule(stale=True))
-    assert [r.job_id and r.job_id.partition("_")[0] for r in receipts] == ["101", "101", None]
+    assert [r.job_id and r.job_id.partition("_")[0] for r in receipts] == ["101", "101", "100"]
     assert sorted(p.read_text() for p in sweep.dir.path.glob("replaced/*/result")) == ["of 0", "of 1"]
     assert sweep.dir.list_runs() == [j.plan.run_id for j in jobs]
     assert not jobs[0].plan.rundir.status.exists() and (jobs[2].plan.rundir.path / "result").exists()

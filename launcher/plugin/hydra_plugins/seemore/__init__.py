@@ -11,6 +11,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -22,7 +23,12 @@ from omegaconf import DictConfig
 
 
 class GridSweeper(BasicSweeper):
-    """The grid of all swept values. Checks every member before the first one starts; writes no ``multirun.yaml``."""
+    """The grid of all swept values, a named sweep's too. Checks every member before the first one starts."""
+
+    def __init__(self, max_batch_size: int | None, params: Any = None, named: str | None = None) -> None:
+        """``named``: file of a named sweep."""
+        super().__init__(max_batch_size, params)
+        self._named = named
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Remember the task: members may choose another launcher than the command line."""
@@ -35,30 +41,56 @@ class GridSweeper(BasicSweeper):
         Raises:
             UserError: members that do not fit, all of them named.
         """
-        from launcher.members import Composer, complete_members
+        from launcher.members import Composer, complete_members, key_of
+        from launcher.named_sweep import read_sweep
+        from launcher.points import swept_words
         from launcher.runtime.errors import UserError
+        from launcher.submission.goal import Goal, record_here
 
         size = self.max_batch_size
         if size is not None and (not isinstance(size, int) or size < 1):
             raise UserError(f"hydra.sweeper.max_batch_size={size}: should be a whole number of at least 1, or null")
-        params = [f"{key}={value}" for key, value in self.params.items()]
-        overrides = OverridesParser.create(config_loader=self._loader).parse_overrides(params + arguments)
-        grid = self.split_arguments(overrides, None)[0]
-        varying = sorted({o.key_or_group for o in overrides if o.is_sweep_override()})
+        params = swept_words(self.params)
+        overrides = self._parsed(params + arguments)
+        varying = {o.key_or_group for o in overrides if o.is_sweep_override()}
         assert self.config is not None
-        members = complete_members(grid, varying, Composer(self._loader, self.config))
+        goal = None
+        if self._named is None:
+            grid = self.split_arguments(overrides, None)[0]
+        else:
+            sweep = read_sweep(Path(self._named))
+            hydras = [key_of(word) for word in self.config.hydra.overrides.hydra]
+            grid = sweep.members(self._axes(arguments), self._axes(params), hydras)
+            goal = Goal(sweep.file.metric, sweep.file.direction, sweep.name)
+            varying |= sweep.varying
+        members = complete_members(grid, sorted(varying), Composer(self._loader, self.config))
         launcher = self._launcher(members[0])
         if isinstance(launcher, QueueLauncher):  # a queue has its own limits: launch.parallel, array_parallelism
-            return [launcher.launch_members(members)]
+            return [launcher.launch_members(members, goal=goal)]
         from launcher.submission.in_process import foretell
 
         foretell(members)
+        if goal is not None:
+            members = record_here(members, goal, Path.cwd())
         results: list[Sequence[JobReturn]] = []
         for batch in self.split_overrides_to_chunks([list(m.overrides) for m in members], size):
             results.append(launcher.launch(list(batch), initial_job_idx=sum(map(len, results))))
         for job in (job for batch in results for job in batch):
             job.return_value  # noqa: B018  (raises what the job raised)
         return results
+
+    def _parsed(self, words: list[str]) -> list[Override]:
+        return OverridesParser.create(config_loader=self._loader).parse_overrides(words)
+
+    def _axes(self, words: list[str]) -> list[Any]:
+        """An axis for each key of what was typed; of the same key the last one counts."""
+        from launcher.points import Axis
+
+        axes = {}
+        for override in self._parsed(words):
+            key, choices = override.key_or_group, self.split_arguments([override], None)[0]
+            axes[key] = Axis(key, tuple({key: word} for (word,) in choices))
+        return list(axes.values())
 
     @property
     def _loader(self) -> Any:
@@ -94,11 +126,11 @@ class QueueLauncher(Launcher):
         members = complete_members(job_overrides, varying, Composer(self._loader, self._config))
         return self.launch_members(members, values_needed=True)
 
-    def launch_members(self, members: Sequence[Any], values_needed: bool = False) -> list[JobReturn]:
+    def launch_members(self, members: Sequence[Any], values_needed: bool = False, goal: Any = None) -> list[JobReturn]:
         """Launch composed members; the result of each is its metric where it was waited for, else its receipt."""
         from launcher.submission.dispatch import dispatch
 
-        values = dispatch(members, os.environ, Path.cwd(), values_needed=values_needed)
+        values = dispatch(members, os.environ, Path.cwd(), values_needed=values_needed, goal=goal)
         return [
             JobReturn(overrides=list(member.overrides), status=JobStatus.COMPLETED, _return_value=value)
             for member, value in zip(members, values, strict=True)
