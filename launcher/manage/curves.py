@@ -50,12 +50,12 @@ def _draw(rundir: RunDir) -> list[str]:
     """Draw; returns the names of the pictures.
 
     Raises:
-        UserError: the metrics cannot be read.
+        UserError: the metrics cannot be read, or no picture can be written.
     """
     try:
         draw_curves(rundir)
     except FileNotFoundError:
         return []
-    except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{rundir.metrics}: is no table of metrics ({error}); it is damaged") from None
+    except OSError as error:
+        raise UserError(f"{rundir.path}: curves: {error.strerror or error}") from None
     return [path.name for path in (rundir.loss_curve, rundir.timing_curve) if path.exists()]

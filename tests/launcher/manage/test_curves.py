@@ -49,12 +49,19 @@ def test_what_is_drawn_is_left_as_it_is(sweep, capsys):
     assert "drew curves of 0 runs, 1 had them already" in capsys.readouterr().err
 
 
-def test_metrics_that_are_damaged_are_named_and_the_others_drawn(sweep, capsys):
-    sweep.dir.run("aaa").metrics.write_text("not,a,table\n1,2,3\n")
+def test_metrics_that_cannot_be_read_are_named_and_the_others_drawn(sweep, capsys):
+    sweep.dir.run("aaa").metrics.unlink()
+    sweep.dir.run("aaa").metrics.mkdir()
     assert main(["curves", "runs/demo"]) == 1
     assert pictures(sweep) == ["bbb/loss_curve.png"]
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "metrics.csv: is no table of metrics" in line
+    assert line == "error: runs/demo/aaa: curves: Is a directory"
+
+
+def test_a_table_without_a_loss_is_told(sweep, capsys):
+    sweep.dir.run("aaa").metrics.write_text("not,a,table\n1,2,3\n")
+    assert main(["curves", "aaa"]) == 0
+    assert "nothing to draw" in capsys.readouterr().err and pictures(sweep) == []
 
 
 def test_a_word_for_no_run_is_one_line(sweep, capsys):
