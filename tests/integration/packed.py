@@ -22,7 +22,7 @@ Config = exact_task.Config
 
 def train(session):
     said = exact_task.train(session)
-    if session.step == session.config.trainer["max_steps"]:
+    if session.step == session.config.trainer["max_steps"] and not session.stopping:  # else the next attempt ends it
         line = f"{session.rundir.path.name}\\n".encode()
         file = os.open(session.rundir.path.parent / "finished", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.write(file, line)
