@@ -152,6 +152,7 @@ def own_files(sweep: SweepDir, only: Collection[str] | None = None) -> list[OwnF
             )
             if submission_of and own.is_packed:
                 own = places[submission_of.token].put(own)
+                own = dataclasses.replace(own, was_cancelled=own.job_id in cancelled)  # its worker
             elif submission_of is None and workers:
                 own = _of_worker(own, workers, cancelled)
             found.append(own)

@@ -64,8 +64,11 @@ class PackedQueue:
         self._token = f"local-{uuid.uuid4().hex[:12]}"
         self._plans = sweep.plans(self._token)
         self._queue = Queue(sweep.queue(self._token))
-        self._count = min(packing.jobs(len(jobs)), parallel)
         self._free_gpus = visible_gpus(env)
+        asked = jobs[0].resources
+        self._gpus_each = asked.gpus if asked.hardware.device == "cuda" else 0
+        room = len(self._free_gpus) // self._gpus_each if self._gpus_each else parallel
+        self._count = min(packing.jobs(len(jobs)), parallel, room)
         self._workers: list[_Worker] = []
         self._told: set[str] = set()
         self._differs = told_apart(jobs)
@@ -86,18 +89,26 @@ class PackedQueue:
                 self._look_after(stop)
                 self._tell()
         finally:
-            for worker in self._workers:  # a second Ctrl-C, or a bug of ours: nothing is left behind
-                worker.kill()
-                worker.process.wait()
+            self._kill()
         begun = [job for job in self._jobs if job.plan.rundir.state() is not None]
         return {job.plan.run_id: _code(job) for job in begun}
 
+    def _kill(self) -> None:
+        """After a second Ctrl-C, or a bug of ours, leave nothing behind, and no run that seems to go on."""
+        for worker in self._workers:
+            worker.kill()
+            worker.process.wait()
+        killed = [int(entry) for entry in self._queue.claims()] if self._workers else []
+        for worker in self._workers:
+            with self._queue.joined(worker.name):  # once its members are gone, too
+                continue
+        for rundir in (self._jobs[index].plan.rundir for index in killed):
+            if rundir.state() == "RUNNING" and not rundir.is_locked():
+                rundir.say_state("PREEMPTED", "killed before it had saved; it goes on from its last checkpoint")
+
     def _start(self, name: str, restarts: int) -> None:
         job = self._jobs[0]  # of the shape that all have
-        gpus = [
-            self._free_gpus.pop(0)
-            for _ in range(job.resources.gpus if job.resources.gpus <= len(self._free_gpus) else 0)
-        ]
+        gpus = [self._free_gpus.pop(0) for _ in range(self._gpus_each)]
         cpus = job.resources.hardware.cpus_per_task or max(1, cores() // self._count)
         threads = max(1, cpus // self._packing.beside)
         env = process_env(self._env, self._snapshot, job, job_id=name, restarts=restarts, threads=threads, gpus=gpus)
@@ -163,5 +174,6 @@ def _code(job: Job) -> int:
         return ExitCode.DONE
     if rundir.state() != "FAILED":
         return ExitCode.STOPPED_SAVED
-    codes = [event["code"] for event in rundir.attempt_events() if event.get("event") == "end" and event.get("code")]
-    return codes[-1] if codes else ExitCode.TRAINING_FAILED
+    codes = [event.get("code") for event in rundir.attempt_events() if event.get("event") == "end"]
+    own = codes[-1] if codes else None
+    return own if own in NEVER and own != ExitCode.DONE else ExitCode.TRAINING_FAILED  # else it was given up

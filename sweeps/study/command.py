@@ -17,7 +17,7 @@ from launcher.named_sweep import read_sweep
 from launcher.plan import make_queued_plan, read_sections, recipe_of
 from launcher.runtime.errors import ExitCode, RunsNotDone, UserError
 from launcher.runtime.files import write_atomic, write_json
-from launcher.runtime.pack.worker import worker_name
+from launcher.runtime.pack.worker import take_name
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir, write_plans
 from launcher.schema import LaunchConfig
@@ -127,7 +127,8 @@ def _start(study: Prepared, member: Member, env: MutableMapping[str, str], cwd: 
         from sweeps.study.worker import run_trials
 
         cpus = study.job.resources.hardware.cpus_per_task
-        code = run_trials(study.folder, token, worker_name(env), stop, beside=study.launch.beside, cpus=cpus)
+        name, beside = take_name(env, queued=False), study.launch.beside
+        code = run_trials(study.folder, token, name, stop, beside=beside, cpus=cpus)
     else:
         from sweeps.study.local import LocalWorkers
 

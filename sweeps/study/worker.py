@@ -9,16 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from launcher.runtime.errors import ExitCode, UserError, guarded
 from launcher.runtime.pack.crew import Claim
 from launcher.runtime.pack.queue import Queue
-from launcher.runtime.pack.worker import work, worker_name
+from launcher.runtime.pack.worker import admitted, arguments, work
 from launcher.runtime.parent import end_with_parent
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
-from launcher.runtime.worker import require_not_withdrawn
 from sweeps.study.folder import StudyDir
 from sweeps.study.reporter import Reporter
 from sweeps.study.storage import require_optuna
@@ -31,28 +29,14 @@ def main() -> int:
     stop.install()  # before the seconds that importing torch takes
     if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
         end_with_parent()
-    code = guarded(lambda: _work(_arguments(), stop))
+    code = guarded(lambda: _work(arguments("sweeps.study.worker"), stop))
     stop.ignore()
     return code
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m sweeps.study.worker", description="Run trials of a study.")
-    parser.add_argument("plans", type=Path, metavar="PLANS", help="file of one plan, of which trials are made")
-    parser.add_argument("--submission", metavar="TOKEN", help="do nothing if it was withdrawn, or this job cancelled")
-    parser.add_argument("--beside", type=int, default=1, metavar="N", help="trials at a time (1)")
-    parser.add_argument("--cpus", type=int, metavar="N", help="cores of this worker, shared by its trials")
-    return parser.parse_args()
-
-
 def _work(args: argparse.Namespace, stop: StopFlag) -> int:
-    if args.beside < 1:
-        raise UserError(f"--beside {args.beside}: should be at least 1")
-    sweep, job = SweepDir(args.plans.parent.parent.absolute()), worker_name(os.environ)
-    if args.submission is not None:
-        require_not_withdrawn(args.plans.parent, args.submission)
-        if job in sweep.read_cancelled(args.submission):
-            raise UserError(f"job {job} was cancelled: it does not run again; the same command goes on")
+    sweep = SweepDir(args.plans.parent.parent.absolute())
+    job = admitted(args, sweep)
     return run_trials(StudyDir(sweep), args.plans.stem, job, stop, beside=args.beside, cpus=args.cpus)
 
 
