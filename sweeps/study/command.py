@@ -17,6 +17,7 @@ from launcher.named_sweep import read_sweep
 from launcher.plan import make_queued_plan, read_sections, recipe_of
 from launcher.runtime.errors import ExitCode, RunsNotDone, UserError
 from launcher.runtime.files import write_atomic, write_json
+from launcher.runtime.pack.queue import Queue
 from launcher.runtime.pack.worker import take_name
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir, write_plans
@@ -130,13 +131,16 @@ def _start(study: Prepared, member: Member, env: MutableMapping[str, str], cwd: 
         name, beside = take_name(env, queued=False), study.launch.beside
         code = run_trials(study.folder, token, name, stop, beside=beside, cpus=cpus)
     else:
-        from sweeps.study.local import LocalWorkers
+        from launcher.submission.local_workers import LocalWorkers, Shift
 
         assert study.snapshot is not None
-        code = LocalWorkers(
-            study.folder, token, study.job, study.snapshot, study.snapshot.without_live_code(env),
-            count=study.workers, beside=study.launch.beside,
-        ).run(stop)  # fmt: skip
+        sweep, env = study.folder.sweep, study.snapshot.without_live_code(env)
+        words = ["sweeps.study.worker", str(sweep.plans(token))]
+        shift = Shift(words, study.job, study.launch.beside, study.snapshot, env, study.logs)
+        starts = Queue(sweep.queue(token))
+        starts.fill([])
+        # A worker that finds nothing to do ends at once: whether a trial is left it finds out for itself.
+        code = LocalWorkers(shift, starts, token, study.workers, is_work_left=lambda: True).run(stop)
     return say_result(study.folder, code)
 
 
