@@ -86,7 +86,7 @@ class LocalWorkers:
                 self._wait()
                 if stop and not told:
                     told = True
-                    say(f"stopping: {len(self._workers)} workers save first; Ctrl-C again kills them")
+                    say(f"stopping: the runs of {len(self._workers)} workers save first; Ctrl-C again kills them")
                 self._look_after(stop)
                 look()
         finally:
