@@ -138,6 +138,7 @@ class _Attempt:
     def _open_session(self, meter: Meter, search: Search, beat: Callable[[str], None]) -> Session:
         from launcher.runtime.checkpoint.saver import Author, Saver
         from launcher.runtime.fingerprint import fingerprint
+        from launcher.runtime.profiler import StepProfiler
         from launcher.runtime.session import Session
         from launcher.runtime.trackers import start_trackers
 
@@ -157,6 +158,7 @@ class _Attempt:
             open_trackers=lambda step: start_trackers(settings.tracker, self._rundir, values, science, step),
             hosts=self._hosts,
             beat=beat,
+            profiler=StepProfiler(settings.profiler, self._rundir, world, self._number),
         )
 
     def failed(self, error: BaseException) -> BaseException:
@@ -181,6 +183,8 @@ class _Attempt:
 
     def ended(self) -> None:
         """Write how it ended, on rank 0."""
+        if self._session:
+            self._session.profiler.close()
         if not self._world.is_main:
             return
         lost = self._lease.lost_to() is not None  # then all but the line of its end is another attempt's
