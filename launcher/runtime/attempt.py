@@ -257,6 +257,10 @@ def _finish(plan: Plan, session: Session, extra: Mapping[str, Any], wall_s: floa
         return Outcome("PREEMPTED", ExitCode.STOPPED_SAVED if saved else ExitCode.STOPPED_NOT_SAVED, {})
     at_end = plan.settings().checkpoint.at_end or "state"
     weights = session.finish(at_end)
+    if plan.settings().profiler.kind == "steps":
+        from launcher.runtime.trace.telling import tell
+
+        tell(session)
     last = session.last
     summary = {
         "status": "COMPLETED",

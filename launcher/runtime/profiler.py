@@ -72,14 +72,14 @@ class StepProfiler:
         except Exception as error:  # a training must not end because it is looked at
             self._fail(error)
 
-    def close(self) -> None:
-        """Stop recording, and wait a moment for a trace that is being written; a longer write is given up."""
+    def close(self, timeout_s: float = _LAST_WRITE_S) -> None:
+        """Stop recording, and wait so long for a trace that is being written; a longer write is given up."""
         self._next = _NEVER
         if self._phase is not _Phase.WAITING:
             with suppress(Exception):  # of a window that nobody will read
                 self._stop()
         if self._writer is not None:
-            self._writer.join(_LAST_WRITE_S)
+            self._writer.join(timeout_s)
             self._writer = None
 
     def _advance(self, step: int, last: bool) -> None:
@@ -115,7 +115,7 @@ class StepProfiler:
         if self._on_gpu:
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
         # The lower of torch's two documented interfaces: the schedule is ours, so that steps have the run's numbers.
-        return torch.profiler._KinetoProfile(
+        return torch.profiler._KinetoProfile(  # type: ignore[attr-defined]
             activities=kinds,
             record_shapes=settings.shapes,
             with_stack=settings.stacks,
@@ -152,9 +152,7 @@ class StepProfiler:
             self._writer.join()  # one at a time; windows are further apart than a write takes, unless wait=0
         self._rundir.traces.mkdir(exist_ok=True)
         if snapshot:
-            torch.cuda.memory._dump_snapshot(
-                str(self._rundir.memory_snapshot(self._world.rank, step, self._attempt))
-            )
+            torch.cuda.memory._dump_snapshot(str(self._rundir.memory_snapshot(self._world.rank, step, self._attempt)))
             torch.cuda.memory._record_memory_history(enabled=None)
         target = self._rundir.trace(self._world.rank, step, self._attempt)
         self._writer = threading.Thread(target=self._write, args=(profile, target), name="trace", daemon=True)

@@ -115,6 +115,10 @@ class RunDir:
         """The GPU's allocations in the window that ends with ``step``, for pytorch.org/memory_viz."""
         return self.traces / f"rank{rank}.step{step:06d}.a{attempt:04d}.memory.pickle"
 
+    def rank_of(self, trace: Path) -> int:
+        """Whose trace one of ``list_traces`` is."""
+        return int(_TRACE.fullmatch(trace.name)["rank"])  # type: ignore[index]
+
     def list_traces(self) -> list[Path]:
         """All traces: by rank, of each rank the newest first by (step, attempt)."""
         found = [(name, path) for path in self.traces.glob("rank*") if (name := _TRACE.fullmatch(path.name))]

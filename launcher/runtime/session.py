@@ -184,8 +184,7 @@ class Session:
         again = self._continued and self.step == self._begun_at and not self.stopping
         if self.stopping or again or (every and self.step % every == 0):
             wishes += self._full(again=again)
-        with span("checkpoint"):
-            self._begin_to_save(wishes)
+        self._begin_to_save(wishes)
         self._meter.show(self.step)
         self.profiler.at(self.step, last=self.stopping)
 
@@ -301,7 +300,8 @@ class Session:
         if not wishes:
             return
         own = {"best_metric": self.best_metric, "last": self.last, "stateful": self._stateful, "rng": get_rng()}
-        self._saver.start({**self._state, "session": own}, wishes)
+        with span("checkpoint"):
+            self._saver.start({**self._state, "session": own}, wishes)
         self._stall_s = self._saver.stall_s
 
     def _full(self, *, again: bool = False) -> list[Wish]:
