@@ -22,6 +22,7 @@ _TORCHS_OWN = (
 )
 """What torch names by itself, for a training loop that names nothing."""
 _COMMUNICATION = re.compile(r"nccl|gloo:|c10d::|mpi:", re.IGNORECASE)
+_WAIT_US = 200.0
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 _SYNCS = re.compile(
     r"aten::_local_scalar_dense|cuda(Stream|Device|Event)Synchronize|cu(Stream|Ctx|Event)Synchronize|hip\w+Synchronize"
@@ -89,6 +90,7 @@ def lay_out(trace: Trace) -> Timeline:
     waits += [] if not kernels else _copies_to_host(kernels, launches)
     named = any(e.kind == "user_annotation" and e.name.startswith(PHASE) for e in own)
     spans = _spans(own, named)
+    spans += [("communication", part) for part in _waits_behind_backward(spans, own, inside)]
     return Timeline(
         window=window,
         steps=[int(n) for mark in marks if (n := mark.name.removeprefix(STEP)).isdecimal()],
@@ -148,6 +150,19 @@ def _spans(own: Iterable[Event], named: bool) -> list[tuple[str, Interval]]:
             if name:
                 spans.append((name, (event.start, event.end)))
     return spans
+
+
+def _waits_behind_backward(
+    spans: list[tuple[str, Interval]], own: Iterable[Event], inside: Iterable[Event]
+) -> Intervals:
+    """Where the backward pass runs no operator while a message is under way on another thread.
+
+    So ``DistributedDataParallel`` waits for gloo: no operator stands for it. Gaps between operators are far shorter.
+    """
+    under_way = union((e.start, e.end) for e in inside if e.kind == "user_annotation" and is_communication(e))
+    backward = union(part for name, part in spans if name == "backward")
+    gaps = without(backward, union((e.start, e.end) for e in own if e.kind == "cpu_op"))
+    return common([gap for gap in gaps if gap[1] - gap[0] > _WAIT_US], under_way)
 
 
 def _phases(spans: list[tuple[str, Interval]], own: Iterable[Event], window: Interval) -> dict[str, Intervals]:
