@@ -56,6 +56,7 @@ class StepProfiler:
         self._profile: Any = None
         self._step: Any = None
         self._writer: threading.Thread | None = None
+        self._failed = False
 
     def begin(self, step: int) -> None:
         """The first step after this will be ``step + 1``."""
@@ -84,18 +85,22 @@ class StepProfiler:
 
     def _advance(self, step: int, last: bool) -> None:
         settings = self._settings
+        if self._failed:  # on the thread, while the next window was begun
+            self.close(0)
         if self._phase is _Phase.RECORDING:
             self._end_step()
             if step < self._until and not last:
                 self._begin_step(step)
                 return
             self._finish(step)
-        if last:
+        if last or self._failed:
             self._next = _NEVER
             if self._phase is _Phase.WARM:
                 self._stop()
             return
         if self._phase is _Phase.WAITING and step >= self._next:
+            if torch.autograd.profiler._is_profiler_enabled:  # there is one in a process; to begin would end theirs
+                raise RuntimeError("the task uses torch's profiler itself")
             self._profile = self._made()
             self._profile.prepare_trace()
             self._phase, self._next = _Phase.WARM, step + settings.warmup
@@ -166,9 +171,11 @@ class StepProfiler:
             self._fail(error, stop=False)
 
     def _fail(self, error: Exception, *, stop: bool = True) -> None:
-        """Say what went wrong, and record no more."""
-        self._next, self._left = _NEVER, 0
-        log.warning("the profiler has stopped, the training goes on: %s: %s", type(error).__name__, error)
+        """Say what went wrong, once, and record no more."""
+        self._next = _NEVER
+        if not self._failed:
+            log.warning("the profiler has stopped, the training goes on: %s: %s", type(error).__name__, error)
+        self._failed = True
         if stop and self._phase is not _Phase.WAITING:
             with suppress(Exception):  # what made it fail is told
                 self._stop()

@@ -5,7 +5,6 @@ A trace is read as a stream: a file cut off in the middle gives what stands befo
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import re
@@ -24,6 +23,9 @@ PHASE = "phase::"
 """What the parts of a step are called, their name behind it."""
 
 _CHUNK = 1 << 20
+_PACKED_CHUNK = 1 << 14
+_GZIP = 31
+"""``wbits`` of zlib for a gzip header."""
 _LONGEST_EVENT = 8 << 20
 """Characters; what is no event after so many is no trace any more."""
 _LONGEST_HEAD = 16 << 20
@@ -74,8 +76,8 @@ def read_trace(path: Path) -> Trace:
     """
     trace = Trace(path)
     try:
-        with _opened(path) as file:
-            for raw in _objects(file, trace):
+        with path.open("rb") as file:
+            for raw in _objects(_Unpacked(file), trace):
                 if (event := _event(raw)) is not None:
                     trace.events.append(event)
     except IsADirectoryError:
@@ -88,13 +90,32 @@ def read_trace(path: Path) -> Trace:
     return trace
 
 
-def _opened(path: Path) -> IO[bytes]:
-    with path.open("rb") as file:
+class _Unpacked:
+    """A file, plain or gzipped, a piece at a time: unlike ``gzip.open`` it gives all that stands before a cut."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
         packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]
+        file.seek(0)
+        self._gzip = zlib.decompressobj(_GZIP) if packed else None
+
+    def read(self) -> bytes:
+        """The next piece; empty at the end.
+
+        Raises:
+            EOFError, zlib.error: it is cut off, or damaged.
+        """
+        if self._gzip is None:
+            return self._file.read(_CHUNK)
+        while raw := self._file.read(_PACKED_CHUNK):
+            if piece := self._gzip.decompress(raw):
+                return piece
+        if not self._gzip.eof:
+            raise EOFError
+        return b""
 
 
-def _objects(file: IO[bytes], trace: Trace) -> Iterator[Any]:
+def _objects(file: _Unpacked, trace: Trace) -> Iterator[Any]:
     """The members of ``traceEvents``, or of an array that is the whole file; notes in ``trace`` what is damaged."""
     text = _Text(file, trace)
     if not text.find_begin():
@@ -120,7 +141,7 @@ def _objects(file: IO[bytes], trace: Trace) -> Iterator[Any]:
 class _Text:
     """A file's text, a piece at a time."""
 
-    def __init__(self, file: IO[bytes], trace: Trace) -> None:
+    def __init__(self, file: _Unpacked, trace: Trace) -> None:
         self.buffer, self.place, self.ended = "", 0, False
         self._file, self._trace = file, trace
 
@@ -129,8 +150,8 @@ class _Text:
         if self.ended:
             return False
         try:
-            piece = self._file.read(_CHUNK)
-        except (EOFError, zlib.error, gzip.BadGzipFile):
+            piece = self._file.read()
+        except (EOFError, zlib.error):
             self._trace.damage = "it is cut off or damaged"
             piece = b""
         self.ended = not piece
@@ -175,7 +196,7 @@ def _event(raw: Any) -> Event | None:
         return None
     kind, name = raw.get("cat"), raw.get("name")
     start, length = raw.get("ts"), raw.get("dur", 0)
-    if kind not in _KEPT or not isinstance(name, str):
+    if not isinstance(kind, str) or kind not in _KEPT or not isinstance(name, str):
         return None
     if not _is_number(start) or not _is_number(length) or length < 0:
         return None
