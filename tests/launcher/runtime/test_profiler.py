@@ -66,7 +66,7 @@ def windows(folder):
 def test_windows_follow_the_schedule(tmp_path, values, expected):
     record(tmp_path, **values)
     assert windows(tmp_path) == expected
-    assert not [p for p in tmp_path.rglob("*.tmp")]
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_trace_holds_operators_and_the_parts_of_a_step(tmp_path):

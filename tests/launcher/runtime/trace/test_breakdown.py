@@ -99,7 +99,8 @@ def test_a_gpu_is_busy_while_any_stream_is(figures):
     found = figures(
         [
             step(1, 0, 1000), phase("forward", 0, 400), phase("backward", 400, 600),
-            *launched("gemm", 10, 100, 300, 1), *launched("gemm", 410, 450, 200, 2), *launched("copy", 415, 500, 250, 3, stream=8),
+            *launched("gemm", 10, 100, 300, 1), *launched("gemm", 410, 450, 200, 2),
+            *launched("copy", 415, 500, 250, 3, stream=8),
         ]
     )  # fmt: skip
     assert found.gpu is not None and found.gpu.busy == pytest.approx(0.6)

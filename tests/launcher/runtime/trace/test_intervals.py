@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,4 +33,4 @@ def test_they_are_what_sets_of_moments_are(first, second):
 def test_a_union_is_sorted_and_its_parts_do_not_touch(parts):
     merged = union(parts)
     assert all(start < end for start, end in merged)
-    assert all(before[1] < after[0] for before, after in zip(merged, merged[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in pairwise(merged))
