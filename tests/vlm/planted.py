@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,4 +77,18 @@ def slow_gloo(session: Session) -> dict[str, Any]:
 def slow_disk(session: Session) -> dict[str, Any]:
     """Each file of a checkpoint takes 50 ms to write."""
     with _slowed(saver, "write_file", 0.05):
+        return task.train(session)
+
+
+def stopped_once(session: Session) -> dict[str, Any]:
+    """The first attempt is asked to stop in its seventh step."""
+    real = trainer.Trainer.train_step
+
+    def step(self: trainer.Trainer, number: int, data: Any) -> torch.Tensor:
+        if number == 6 and session.step == 6 and not list(session.rundir.list_checkpoints("step")):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, number, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "train_step", step)
         return task.train(session)

@@ -12,9 +12,10 @@ import sys
 import pytest
 
 from launcher.plan import make_plan, make_queued_plan
-from launcher.runtime.errors import UserError
+from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.job import run_job
 from launcher.runtime.signals import StopFlag
+from launcher.runtime.trace.report import explain
 from tests.vlm.conftest import run_ranks
 from vlm.__main__ import main
 
@@ -100,6 +101,21 @@ def test_the_profiler_leaves_what_is_learned_alone(traced):
     assert plain.run_id == seen.run_id
     sums = [run.rundir.read(run.rundir.summary)["weights_sha256"] for run in (plain, seen)]
     assert sums[0] == sums[1] and not plain.rundir.traces.exists()
+
+
+def test_a_preemption_in_a_window_saves_and_the_run_goes_on_to_the_same_weights(plan, own_signals):
+    whole = plan("trainer.max_steps=10", "launch.name=whole")
+    run_job(whole, {}, StopFlag(), visible=False)
+    long = ("profiler=steps", "profiler.wait=2", "profiler.warmup=1", "profiler.active=1000", "trainer.log_every=1")
+    made = dataclasses.replace(plan("trainer.max_steps=10", *long), target="tests.vlm.planted:stopped_once")
+    stop = StopFlag()
+    stop.install()
+    assert run_job(made, {}, stop, visible=False).code == ExitCode.STOPPED_SAVED
+    assert explain(made.rundir.list_traces()[0]).found.steps == [4, 5, 6, 7]
+    assert not list(made.rundir.traces.glob(".*"))
+    ended = run_job(made, {}, StopFlag(), visible=False)
+    assert ended.summary["weights_sha256"] == whole.rundir.read(whole.rundir.summary)["weights_sha256"]
+    assert explain(made.rundir.list_traces()[0]).found.steps == [4, 5, 6, 7]  # three steps are too few for a window
 
 
 @pytest.fixture
