@@ -74,6 +74,7 @@ def run_attempt(
         raise meant from error
     finally:
         now.ended()
+        now.close_profiler()  # last: all that matters is written by now
 
 
 class _Attempt:
@@ -183,8 +184,6 @@ class _Attempt:
 
     def ended(self) -> None:
         """Write how it ended, on rank 0."""
-        if self._session:
-            self._session.profiler.close()
         if not self._world.is_main:
             return
         lost = self._lease.lost_to() is not None  # then all but the line of its end is another attempt's
@@ -200,6 +199,11 @@ class _Attempt:
                 self._session.close_trackers(summary)
             except OSError as error:  # of what ended it all is said by now; on a full disk curves cannot be drawn
                 log.error("curves are not complete: %s", error)
+
+    def close_profiler(self) -> None:
+        """No more traces; a process may train another run after this one."""
+        if self._session:
+            self._session.profiler.close()
 
     def _begin(self, search: Search | None) -> None:
         """Write that it starts, and from which checkpoint; None: it never came to look for one."""

@@ -52,11 +52,12 @@ class StepProfiler:
         self._phase = _Phase.WAITING
         self._left = settings.repeat or _NEVER
         self._until = 0
-        self._recorded = 0
         self._profile: Any = None
         self._step: Any = None
         self._writer: threading.Thread | None = None
         self._failed = False
+        self._cut: int | None = None
+        """The last step of a window that a stop has cut off."""
 
     def begin(self, step: int) -> None:
         """The first step after this will be ``step + 1``."""
@@ -65,7 +66,10 @@ class StepProfiler:
             self.at(step)
 
     def at(self, step: int, *, last: bool = False) -> None:
-        """``step`` is done; ``last``: no other comes, and what the open window holds so far is all of it."""
+        """``step`` is done; ``last``: no other comes, and what the open window holds so far is all of it.
+
+        That is not written before ``close``: the state that is being saved comes first.
+        """
         if step < self._next and not last:  # all that a step costs outside of a window
             return
         try:
@@ -76,7 +80,12 @@ class StepProfiler:
     def close(self, timeout_s: float = _LAST_WRITE_S) -> None:
         """Stop recording, and wait so long for a trace that is being written; a longer write is given up."""
         self._next = _NEVER
-        if self._phase is not _Phase.WAITING:
+        if self._cut is not None:
+            try:
+                self._finish(self._cut)
+            except Exception as error:  # see ``at``
+                self._fail(error)
+        elif self._phase is not _Phase.WAITING:
             with suppress(Exception):  # of a window that nobody will read
                 self._stop()
         if self._writer is not None:
@@ -88,8 +97,13 @@ class StepProfiler:
         if self._failed:  # on the thread, while the next window was begun
             self.close(0)
         if self._phase is _Phase.RECORDING:
+            if self._cut is not None:
+                return
             self._end_step()
-            if step < self._until and not last:
+            if last and step < self._until:
+                self._cut = step
+                return
+            if step < self._until:
                 self._begin_step(step)
                 return
             self._finish(step)
@@ -108,7 +122,7 @@ class StepProfiler:
             if settings.memory and self._on_gpu:
                 torch.cuda.memory._record_memory_history(max_entries=_MEMORY_EVENTS)
             self._profile.start_trace()
-            self._phase, self._until, self._recorded = _Phase.RECORDING, step + settings.active, 0
+            self._phase, self._until = _Phase.RECORDING, step + settings.active
             self._begin_step(step)
 
     @property
@@ -136,10 +150,10 @@ class StepProfiler:
     def _end_step(self) -> None:
         named, self._step = self._step, None
         named.__exit__(None, None, None)
-        self._recorded += 1
 
     def _stop(self) -> Any:
         """The profile, which records no longer."""
+        self._cut = None
         profile, self._profile, self._step = self._profile, None, None
         was, self._phase = self._phase, _Phase.WAITING
         if was is _Phase.WARM:
@@ -149,6 +163,7 @@ class StepProfiler:
 
     def _finish(self, step: int) -> None:
         """The window ends with ``step``: write it, and say when the next one begins."""
+        self._cut = None
         snapshot = self._settings.memory and self._on_gpu
         profile = self._stop()
         self._left -= 1

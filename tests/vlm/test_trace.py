@@ -57,7 +57,7 @@ BIG = ("model.n_embd=64", "model.image_embed_dim=64", "model.n_layer=2", "traine
         ("slow_data", QUIET, "data", "data loading holds the step back"),
         ("", (*QUIET, "trainer.batch_size=1"), "overhead", "try trainer.batch_size=4 (now 1)"),
         ("sync_each_layer", (*QUIET, *BIG), "sync", "take .item()"),
-        ("", (*RECORDED, "trainer.val_every=1"), "validation", "(now 1)"),
+        ("", (*RECORDED, "trainer.val_every=1", "checkpoint.best=false"), "validation", "(now 1)"),
         ("slow_disk", (*QUIET, "checkpoint.every_steps=1"), "checkpoint", "try checkpoint.every_steps="),
     ],
     ids=["slow data", "tiny batches", "sync each layer", "validation too often", "checkpoint stall"],

@@ -124,9 +124,9 @@ def test_a_stop_in_a_window_keeps_the_steps_so_far_and_the_save(tmp_path):
             desk.stop.signal = signal.SIGTERM
         desk.session.should_stop()
         desk.save(step)
-    assert desk.steps() == [3] and not torchs._is_profiler_enabled
+    assert desk.steps() == [3] and not RunDir(tmp_path).list_traces()  # the save comes first
     desk.session.profiler.close(60)
-    assert windows(tmp_path) == [[1, 2, 3]]
+    assert windows(tmp_path) == [[1, 2, 3]] and not torchs._is_profiler_enabled
 
 
 def test_a_stop_in_the_warm_up_leaves_no_trace(tmp_path):
@@ -175,3 +175,17 @@ def test_a_task_that_uses_torchs_profiler_itself_goes_on(tmp_path, caplog):
         profiler.close()
     assert "aten::mm" in {event.key for event in theirs.key_averages()}
     assert "the profiler has stopped, the training goes on" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_kernels_are_recorded_and_its_memory(tmp_path):
+    profiler = StepProfiler(settings(wait=0, memory=True), RunDir(tmp_path), World(device="cuda:0"), 1)
+    profiler.begin(0)
+    for step in range(1, 5):
+        torch.ones(64, 64, device="cuda:0") @ torch.ones(64, 64, device="cuda:0")
+        profiler.at(step)
+    profiler.close(60)
+    (trace,) = RunDir(tmp_path).list_traces()
+    assert any(event.get("cat") == "kernel" for event in content(trace)["traceEvents"])
+    assert RunDir(tmp_path).memory_snapshot(0, 3, 1).stat().st_size > 0
