@@ -17,6 +17,7 @@ See and manage runs; python -m launcher.run starts them.
   python -m launcher cancel runs/demo          end all of its jobs
   python -m launcher resume 1537f0             go on with a run from its last checkpoint, the way it was launched
   python -m launcher retry runs/demo           go on with what failed or stopped of it
+  python -m launcher curves runs/demo          draw the curves of runs that have none, as packed ones
   python -m launcher doctor                    does this cluster do what we rely on?
 
 RUN is a run's folder (runs/<sweep>/<run_id>), its id or the first letters of it, or a job's id like 12 or 12_3.
@@ -63,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     retry.add_argument("targets", nargs="+", metavar="TARGET", help="a sweep's folder, or RUN")
     retry.add_argument("--dry-run", action="store_true", help="only say what would be retried")
     retry.set_defaults(command=_retry)
+
+    curves = commands.add_parser("curves", help="draw loss and timing curves of runs that have none")
+    curves.add_argument("targets", nargs="+", metavar="TARGET", help="a sweep's folder, a root of sweeps, or RUN")
+    curves.set_defaults(command=_curves)
 
     _add_doctor(commands.add_parser("doctor", help="check Slurm's settings, the shared folder and a test job"))
     return parser
@@ -125,6 +130,12 @@ def _retry(args: argparse.Namespace) -> int:
     from launcher.manage.again import retry
 
     return retry(args.targets, Path.cwd(), os.environ, dry_run=args.dry_run)
+
+
+def _curves(args: argparse.Namespace) -> int:
+    from launcher.manage.curves import curves
+
+    return curves(args.targets, Path.cwd())
 
 
 def _doctor(args: argparse.Namespace) -> int:

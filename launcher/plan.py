@@ -15,6 +15,7 @@ from launcher.runtime.device import has_bf16, resolve_device
 from launcher.runtime.errors import UserError
 from launcher.runtime.identity import run_id
 from launcher.runtime.plan import Facts, Plan, resolve_name
+from launcher.runtime.recipe import Recipe
 from launcher.runtime.sections import halves, hashed, nearest, parse
 from launcher.runtime.settings import ProfilerSettings, RequeueSettings, Settings
 from launcher.schema import HardwareConfig, LaunchConfig, SiteConfig, TaskConfig
@@ -50,7 +51,7 @@ def read_sections(values: Mapping[str, Any]) -> Sections:
     schema = resolve_name(task.schema)
     if not (isinstance(schema, type) and dataclasses.is_dataclass(schema)):
         raise UserError(f"task.schema={task.schema!r}: should name a dataclass")
-    config = parse(schema, {key: value for key, value in values.items() if key not in _OURS})
+    config = parse(schema, _task_values(values))
     return Sections(task, launch, hardware, site, settings, config)
 
 
@@ -121,9 +122,26 @@ def make_queued_plan(
             hardware = dataclasses.replace(hardware, gpus_per_node=hardware.tasks_per_node)
     resources = resources_of(hardware, sections.site, queue, here=here)
     device = resources.hardware.device
-    bf16 = sections.site.bf16 if device == "cuda" and not here else has_bf16(device)
-    facts = Facts(cwd=cwd, device=device, bf16=bf16)
+    facts = Facts(cwd=cwd, device=device, bf16=_multiplies_bf16(sections.site, device, here))
     return _freeze(sections, resources.hardware, facts, default_name, code, overrides), resources
+
+
+def recipe_of(plan: Plan, values: Mapping[str, Any], *, here: bool) -> Recipe:
+    """What ``plan``, frozen from the config ``values`` for a job of its own, and others like it are made of.
+
+    Args:
+        here: as for ``make_queued_plan``.
+    """
+    site = parse(SiteConfig, _section(values, "site"), "site")
+    return Recipe(plan, _task_values(values), _multiplies_bf16(site, plan.hardware["device"], here))
+
+
+def _multiplies_bf16(site: SiteConfig, device: str, here: bool) -> bool:
+    return site.bf16 if device == "cuda" and not here else has_bf16(device)
+
+
+def _task_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in _OURS}
 
 
 def _freeze(

@@ -1,4 +1,4 @@
-"""``python -m sweeps``: compare, measure."""
+"""``python -m sweeps``: search, compare, measure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import sys
 from launcher.runtime.errors import guarded
 from sweeps.bench import add_bench
 from sweeps.compare.command import add_compare
+from sweeps.study import add_study
 
 _DESCRIPTION = """\
+Search with Optuna: in one process, in many, or in an array of Slurm jobs.
+
+  python -m sweeps study NAME      what sweeps/NAME.yaml says to search (study --help says more)
+
 Compare runs: which is best, how sure that is, which setting mattered.
 
   python -m sweeps compare runs/demo --html demo.html
@@ -42,7 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
         commands.add_parser("compare", help="rank runs and explain", formatter_class=argparse.RawTextHelpFormatter)
     )
     add_bench(commands.add_parser("bench", help="measure"))
-    parsed = parser.parse_args(arguments)
+    add_study(commands.add_parser("study", help="search"))
+    parsed, words = parser.parse_known_args(arguments)
+    if words and (not hasattr(parsed, "overrides") or any(word.startswith("-") for word in words)):
+        parser.error(f"unrecognized arguments: {' '.join(words)}")
+    if words:  # overrides behind an option
+        parsed.overrides += words
     return guarded(lambda: parsed.command(parsed))
 
 

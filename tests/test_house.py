@@ -24,6 +24,7 @@ ENTRIES = (
     "launcher.run", "launcher.__main__", "launcher.requeue", "launcher.runtime.worker", "launcher.runtime.checkup",
     "launcher.runtime.pack.worker", "sweeps.bench.member", "sweeps.bench.pack",
     "hydra_plugins.seemore", "sweeps.bench.requeue", "sweeps.bench.save",
+    "sweeps.study", "sweeps.study.worker",
 )  # fmt: skip
 """Where a process of ours begins: they hand the environment on."""
 

@@ -14,9 +14,13 @@ from launcher.manage.targets import merged, named
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sweepdir import Submission, SweepDir
-from launcher.slurm_cli import Slurm
+from launcher.slurm_cli import QueuedJob, Slurm
 from launcher.submission.submit import settle
 
+OVER = (
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED",
+)  # fmt: skip
+"""Slurm's states of a job that does not run again (squeue(1), JOB STATE CODES)."""
 Found = tuple[SweepDir, Submission, list[str]]
 """Jobs of a submission."""
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "PREEMPTED", "PLANNED")
@@ -37,7 +41,9 @@ def cancel(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, grace_s: 
     Raises:
         UserError: a word stands for no run, or Slurm does not answer.
     """
-    targets = merged(target for word in words for target in named(word, cwd))
+    asked = [target for word in words for target in named(word, cwd)]
+    whole = {target.sweep.path.resolve(): target.sweep for target in asked if target.runs is None}
+    targets = merged(asked)
     if not dry_run:
         for target in targets:
             _clear_up(target.sweep, env)
@@ -47,7 +53,7 @@ def cancel(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, grace_s: 
     going = [(sweep, state) for sweep, state in seen.rows if state.state not in _ENDED]
     jobs = [(sweep, state) for sweep, state in going if state.job_id is not None]
     own, packed = part(jobs)
-    found = list(_by_submission(own))
+    found = [*_by_submission(own), *_open_submissions(whole.values(), env)]
     found += [(runs.sweep, runs.submission, runs.submission.job_names()) for runs in packed if runs.are_all]
     training = {s.job_id: RunDir(Path(s.path)) for _, s in jobs if RunDir(Path(s.path)).state() == "RUNNING"}
     if not dry_run:
@@ -60,7 +66,9 @@ def cancel(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, grace_s: 
     for sweep, _, names in found:
         print(f"{'would cancel' if dry_run else 'cancelled'} {len(names)} of {sweep.path}: {' '.join(compact(names))}")
     local = [state for _, state in going if state.job_id is None and RunDir(Path(state.path)).is_locked()]
-    if not jobs and not local:
+    if own and not found and not whole:
+        raise UserError(f"{own[0][1].path}: its worker runs others after it; name the folder of all: {own[0][0].path}")
+    if not jobs and not local and not found:
         print("no job of theirs is queued or runs", file=sys.stderr)
     for state in local:
         print(_how_to_stop(state), file=sys.stderr)
@@ -93,6 +101,21 @@ def _clear_up(sweep: SweepDir, env: Mapping[str, str]) -> None:
     if cut_off:
         with sweep.locked():
             settle(sweep, Slurm(env, cluster_of(cut_off[0].slurm_conf, env)))
+
+
+def _open_submissions(sweeps: Iterable[SweepDir], env: Mapping[str, str]) -> Iterator[Found]:
+    """Workers that find out for themselves what to run, of sweeps that are to be cancelled as a whole."""
+    for sweep in sweeps:
+        for submission in sweep.read_submissions():
+            if submission.is_open and submission.job_id and not submission.withdrawn:
+                queue = Slurm(env, cluster_of(submission.slurm_conf, env)).queue()
+                names = [name for name in submission.job_names() if _lives(queue.get(name), submission)]
+                if names:
+                    yield sweep, submission, names
+
+
+def _lives(job: QueuedJob | None, submission: Submission) -> bool:
+    return job is not None and job.state not in OVER and Path(job.command).stem == submission.token
 
 
 def _let_save(runs: Sequence[RunDir], grace_s: float) -> None:

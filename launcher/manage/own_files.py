@@ -131,13 +131,15 @@ def own_files(sweep: SweepDir, only: Collection[str] | None = None) -> list[OwnF
         members.setdefault(run, ())
     jobs: dict[str, tuple[str, Submission]] = {}
     cut_off: set[str] = set()
-    for submission in sweep.read_submissions():
+    submissions = sweep.read_submissions()
+    for submission in submissions:
         if submission.job_id and not submission.withdrawn:
             jobs |= {run: (job, submission) for run, job in submission.jobs()}
             cut_off.difference_update(submission.runs)
         elif not submission.withdrawn:
             cut_off.update(submission.runs)
     cancelled = sweep.read_cancelled()
+    workers = {job: s for s in submissions if s.is_open and s.job_id for job in s.job_names()}
     places = {s.token: Places.of(sweep, s) for _, s in jobs.values() if s.workers is not None}
     found = []
     for run_id, overrides in members.items():
@@ -148,8 +150,25 @@ def own_files(sweep: SweepDir, only: Collection[str] | None = None) -> list[OwnF
             own = OwnFiles(
                 rundir, overrides, job_id, submission_of, job_id in cancelled, run_id in cut_off, status, events
             )
-            found.append(places[submission_of.token].put(own) if submission_of and own.is_packed else own)
+            if submission_of and own.is_packed:
+                own = places[submission_of.token].put(own)
+                own = dataclasses.replace(own, was_cancelled=own.job_id in cancelled)  # its worker
+            elif submission_of is None and workers:
+                own = _of_worker(own, workers, cancelled)
+            found.append(own)
     return found
+
+
+def _of_worker(own: OwnFiles, workers: Mapping[str, Submission], cancelled: Collection[str]) -> OwnFiles:
+    """A run that a worker chose for itself: its newest start tells which."""
+    job = str(own.starts[-1].get("job_id")) if own.starts else ""
+    submission = workers.get(job)
+    if submission is None or submission.job_id is None:
+        return own
+    packed: Literal["waiting", "claimed", "ended"] = "claimed" if own.state == "RUNNING" else "ended"
+    if own.state in ("PREEMPTED", "REQUEUED") and job not in cancelled:  # any worker goes on with it
+        packed, job = "waiting", submission.job_id
+    return dataclasses.replace(own, packed=packed, job_id=job, submission=submission, was_cancelled=job in cancelled)
 
 
 def _status(rundir: RunDir) -> Mapping[str, Any]:

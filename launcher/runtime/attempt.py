@@ -25,6 +25,7 @@ from launcher.runtime.world import World
 if TYPE_CHECKING:  # they import torch
     from launcher.runtime.resume import Search
     from launcher.runtime.session import Session
+    from launcher.runtime.trackers import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +38,25 @@ class Outcome:
     """How an attempt ended."""
 
     state: str
-    """COMPLETED, or PREEMPTED where it was asked to stop."""
+    """COMPLETED, PREEMPTED where it was asked to stop, or CANCELLED where it was asked to end for good."""
     code: ExitCode
     summary: dict[str, Any]
 
 
 def run_attempt(
-    plan: Plan, world: World, stop: StopFlag, meter: Meter, meeting: Meeting, lease: Lease | None
+    plan: Plan,
+    world: World,
+    stop: StopFlag,
+    meter: Meter,
+    meeting: Meeting,
+    lease: Lease | None,
+    listener: Tracker | None = None,
 ) -> Outcome:
     """Train as one rank of the attempt that ``meeting`` agreed on; whatever ends it is told in the run directory.
 
     Args:
         lease: rank 0's right to commit.
+        listener: as for ``run_job``.
 
     Raises:
         UserError: the task refused its input, or another rank failed.
@@ -56,7 +64,7 @@ def run_attempt(
     """
     from launcher.runtime.distributed import process_group
 
-    now = _Attempt(plan, world, meeting.verdict.attempt, stop, lease or Lease(plan.rundir.lease, ""))
+    now = _Attempt(plan, world, meeting.verdict.attempt, stop, lease or Lease(plan.rundir.lease, ""), listener)
     try:
         with process_group(world, meeting.store):
             try:
@@ -80,11 +88,13 @@ def run_attempt(
 class _Attempt:
     """What is known of the attempt so far, for the record of its end."""
 
-    def __init__(self, plan: Plan, world: World, number: int, stop: StopFlag, lease: Lease) -> None:
+    def __init__(
+        self, plan: Plan, world: World, number: int, stop: StopFlag, lease: Lease, listener: Tracker | None
+    ) -> None:
         self.outcome: Outcome | None = None
         self._plan, self._world, self._number, self._stop = plan, world, number, stop
         self._rundir = plan.rundir
-        self._lease = lease
+        self._lease, self._listener = lease, listener
         self._session: Session | None = None
         self._hosts = [world.node]
         self._who = f"rank {world.rank} on {world.node}"
@@ -107,7 +117,7 @@ class _Attempt:
             if self._world.is_main:
                 session.write_status("RUNNING")
             extra = resolve_name(self._plan.target)(session) or {}
-            self.outcome = _finish(self._plan, session, extra, time.monotonic() - started)
+            self.outcome = _finish(self._plan, session, self._stop, extra, time.monotonic() - started)
         self._reason, self._code = self.outcome.state, self.outcome.code
         return self.outcome
 
@@ -147,6 +157,7 @@ class _Attempt:
         author = Author(run_id=plan.run_id, attempt=self._number, lease=self._lease, fingerprint=fingerprint(world))
         restored = search.restored
         values, science = redacted(plan.config_values()), redacted(plan.science)
+        listeners = [] if self._listener is None else [self._listener]
         return Session(
             plan.config(),
             world,
@@ -156,7 +167,10 @@ class _Attempt:
             saver=Saver(self._rundir, settings.checkpoint, world, author, restored.path if restored else None),
             stop=self._stop,
             meter=meter,
-            open_trackers=lambda step: start_trackers(settings.tracker, self._rundir, values, science, step),
+            open_trackers=lambda step: [
+                *start_trackers(settings.tracker, self._rundir, values, science, step),
+                *listeners,
+            ],
             hosts=self._hosts,
             beat=beat,
             profiler=StepProfiler(settings.profiler, self._rundir, world, self._number),
@@ -249,11 +263,16 @@ class _Attempt:
         )
 
 
-def _finish(plan: Plan, session: Session, extra: Mapping[str, Any], wall_s: float) -> Outcome:
+def _finish(plan: Plan, session: Session, stop: StopFlag, extra: Mapping[str, Any], wall_s: float) -> Outcome:
     """Keep the weights, write the summary, close the trackers: the run is COMPLETED, or PREEMPTED and resumable."""
     if session.stopping:
         saved = session.settle()
         problem = session.save_problem
+        if session.over:
+            if session.world.is_main:
+                session.write_status("CANCELLED", stop.reason or "ended by another rank")
+                session.close_trackers({})
+            return Outcome("CANCELLED", ExitCode.DONE, {})
         if session.world.is_main:
             said = f"step {session.step} is not saved: {problem}" if problem else "stopped on request"
             session.write_status("PREEMPTED", said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import MutableMapping
 from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -23,6 +24,9 @@ from launcher.runtime.rendezvous import Meeting, Refused, Verdict, announce, att
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.world import World, set_interface
 
+if TYPE_CHECKING:  # imports numpy
+    from launcher.runtime.trackers import Tracker
+
 __all__ = ["Outcome", "claim", "run_job"]
 
 log = logging.getLogger(__name__)
@@ -30,7 +34,14 @@ log = logging.getLogger(__name__)
 _COMPLETED = Verdict(code=ExitCode.DONE, message="COMPLETED already")
 
 
-def run_job(plan: Plan, env: MutableMapping[str, str], stop: StopFlag, *, visible: bool = True) -> Outcome:
+def run_job(
+    plan: Plan,
+    env: MutableMapping[str, str],
+    stop: StopFlag,
+    *,
+    visible: bool = True,
+    listener: Tracker | None = None,
+) -> Outcome:
     """Run one attempt of ``plan`` as the rank that ``env`` describes. A COMPLETED run is left as it is.
 
     Rank 0 decides for all: it takes the lock, claims the folder and numbers the attempt; the others learn from it
@@ -39,6 +50,7 @@ def run_job(plan: Plan, env: MutableMapping[str, str], stop: StopFlag, *, visibl
     Args:
         env: this process's environment; the network interface to use is set in it where nobody has.
         visible: whether rank 0 shows its log and its progress on stderr too.
+        listener: a tracker of the caller's on rank 0. It may end the run for good (``stop.end``): it has heard enough.
 
     Raises:
         UserError: the run directory is another run's, is in use, or the task refused its input.
@@ -67,7 +79,7 @@ def run_job(plan: Plan, env: MutableMapping[str, str], stop: StopFlag, *, visibl
             env.setdefault(name, value)
         if world.nodes > 1 or interface:
             set_interface(env, interface, interface_to(meeting.address, Machine()) if meeting.address else None)
-        return run_attempt(plan, world, stop, meter, meeting, lease)
+        return run_attempt(plan, world, stop, meter, meeting, lease, listener)
 
 
 def claim(plan: Plan) -> None:

@@ -73,7 +73,7 @@ class Session:
         self.rundir = rundir
         self.step = restored.manifest.step if restored else 0
         """Last optimizer step that was saved, restored or logged."""
-        self.stopping = False
+        self.stopping, self.over = False, False  # the loop is to end; the run is, and does not go on
         self.last: dict[str, float] = {}
         """Newest value of every number logged."""
         self.best_metric: float | None = None
@@ -148,7 +148,7 @@ class Session:
             with span("communication"):
                 stop, cannot_save, not_finite, *seconds = self._agreement.largest(self._words())
             self._board.hear(seconds)
-            self.stopping = bool(stop)
+            self.stopping, self.over = bool(stop), stop > 1
             self._give_up(bool(cannot_save), bool(not_finite))
         return self.stopping
 
@@ -335,7 +335,7 @@ class Session:
         """What this rank tells the others in each step."""
         saver = self._saver
         cannot_save = bool(saver.superseded) or saver.failures >= _MOST_FAILURES
-        flags = [float(flag) for flag in (bool(self._stop), cannot_save, saver.not_finite is not None)]
+        flags = [float(flag) for flag in (self._stop.word, cannot_save, saver.not_finite is not None)]
         return flags + self._board.words(self.last)
 
     def _of_saving(self) -> dict[str, float]:

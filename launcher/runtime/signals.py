@@ -19,6 +19,8 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.reason: str | None = None
+        """Why the run is to end for good, where somebody said so (``end``)."""
         self.patient = True
         """Whether a signal waits for the end of a step. While nothing is there to be saved, it ends things at once."""
         self._interrupted = False
@@ -44,8 +46,17 @@ class StopFlag:
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
+    def end(self, reason: str) -> None:
+        """Have the run stop after this step and not go on: it is CANCELLED for ``reason``."""
+        self.reason = reason
+
+    @property
+    def word(self) -> float:
+        """What a rank tells the others: 0 nothing, 1 to stop, 2 to stop for good."""
+        return 2.0 if self.reason is not None else float(bool(self))
+
     def __bool__(self) -> bool:
-        return self.signal is not None
+        return self.signal is not None or self.reason is not None
 
     def wait(self, seconds: float) -> bool:
         """Wait for a stop signal, at most so long; whether there was one."""

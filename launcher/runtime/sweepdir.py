@@ -40,6 +40,11 @@ class Submission:
     workers: int | None = None
     """Jobs that share the runs, which wait in a queue (``SweepDir.queue``); None: each run has a job of its own."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether its workers find out for themselves what to run: it names no runs."""
+        return self.workers is not None and not self.runs
+
     def jobs(self) -> Iterator[tuple[str, str]]:
         """Each run that was not moved aside, with Slurm's name of its job, of packed runs that of all workers."""
         names = self.job_names() if self.workers is None else [str(self.job_id)] * len(self.runs)

@@ -106,7 +106,7 @@ def run_here(wanted: Wanted, parallel: int | None, env: Mapping[str, str]) -> di
             tell(wanted.sweep, found)
             _say_done(wanted.sweep, found)
             begin = wanted.prepare(found)
-            run_all(wanted.sweep, begin, wanted.snapshot, parallel, env, wanted.logs)
+            run_all(wanted.sweep, begin, wanted.snapshot, parallel, env, wanted.logs, wanted.packing)
     require_none_failed(wanted.sweep, found)
     return {plan.run_id: plan.rundir.metric() for plan in wanted.plans}
 

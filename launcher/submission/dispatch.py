@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def dispatch(
     unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
     if len(unique) < len(jobs):
         say_merged(len(jobs) - len(unique), len(jobs))
+    if packing and (alone := sum(not packing.takes(job.resources.hardware) for job in unique)):
+        print(f"launch.pack: {alone} runs have several ranks and jobs of their own", file=sys.stderr)
     env = snapshot.without_live_code(env)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)
@@ -69,7 +72,7 @@ def dispatch(
     if launch.dry_run:
         from launcher.submission.dry_run import show
 
-        show(sweep, unique, snapshot, slurm, logs, rule)
+        show(sweep, unique, snapshot, slurm, logs, rule, packing)
         return [None] * len(jobs)
     wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule, packing, goal)
     if slurm is None:

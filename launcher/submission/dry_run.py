@@ -9,18 +9,28 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit
 from launcher.submission.batch import Batch, script_text
+from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Rule, decisions, tell
 from launcher.submission.snapshot import Snapshot
 from launcher.submission.submit import Job, by_shape, largest_array, test_script, told_apart
 
 
-def show(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, slurm: Slurm | None, logs: Path, rule: Rule) -> None:
+def show(
+    sweep: SweepDir,
+    jobs: Sequence[Job],
+    snapshot: Snapshot,
+    slurm: Slurm | None,
+    logs: Path,
+    rule: Rule,
+    packing: Packing | None = None,
+) -> None:
     """Print the plan, each shape's batch script and Slurm's answer to ``sbatch --test-only``.
 
     Args:
         slurm: None: the runs are processes on this machine.
         logs: folder of what jobs print.
         rule: which runs that have ended would be run again.
+        packing: have runs of one rank share jobs.
 
     Raises:
         UserError: Slurm would not take one of the shapes, or does not answer.
@@ -36,19 +46,24 @@ def show(sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, slurm: Slurm 
     minutes = sum(job.resources.gpus * job.resources.minutes for job in todo)
     print(f"# {len(todo)} would be submitted; at most {minutes / 60:.1f} GPU-hours by their time limits")
     limit = largest_array(slurm) if todo else 1
-    shapes = [
-        (shape, Batch.of(sweep, "TOKEN", shape[0].resources, min(len(shape), limit), logs)) for shape in by_shape(todo)
-    ]
-    refused = [said for shape, batch in shapes if (said := _show_shape(len(shape), batch, snapshot, slurm))]
+    refused = []
+    for shape in by_shape(todo):
+        shared = packing if packing and packing.takes(shape[0].resources.hardware) else None
+        jobs_of = shared.jobs(len(shape), limit) if shared else min(len(shape), limit)
+        batch = Batch.of(sweep, "TOKEN", shape[0].resources, jobs_of, logs)
+        arrays = -(-len(shape) // batch.count)
+        how = f", in {arrays} arrays" if arrays > 1 else ""
+        if shared:
+            batch, how = batch.packed(shared.beside), f", shared by {batch.count} jobs"
+        refused += _show_shape(f"{len(shape)} runs like this{how}", batch, snapshot, slurm)
     if refused:
         raise UserError("; ".join(refused))
 
 
-def _show_shape(count: int, batch: Batch, snapshot: Snapshot, slurm: Slurm) -> str | None:
-    """Print the (first) array of ``count`` runs of one shape; returns why Slurm would not take it, if so."""
+def _show_shape(title: str, batch: Batch, snapshot: Snapshot, slurm: Slurm) -> list[str]:
+    """Print the (first) array of one shape; returns why Slurm would not take it, if so."""
     text = script_text(batch, snapshot)
-    arrays = -(-count // batch.count)
-    print(f"\n# {count} runs like this{f', in {arrays} arrays' if arrays > 1 else ''}:\n{text.rstrip()}")
+    print(f"\n# {title}:\n{text.rstrip()}")
     try:
         print(f"# sbatch --test-only: {test_script(slurm, text)}")
     except SubmitLimit as error:
@@ -59,5 +74,5 @@ def _show_shape(count: int, batch: Batch, snapshot: Snapshot, slurm: Slurm) -> s
         raise
     except SlurmError as error:
         print(f"# refused: {error}")
-        return str(error)
-    return None
+        return [str(error)]
+    return []

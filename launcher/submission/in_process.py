@@ -26,8 +26,26 @@ def rule_of(member: Member) -> Rule:
     return Rule.of(read_sections(member.values).launch.retry)
 
 
+def require_unpacked(member: Member) -> None:
+    """See that ``launch.pack`` is not asked for where there are no workers to share members.
+
+    Raises:
+        UserError: it is.
+    """
+    if (pack := member.values["launch"].get("pack")) is not None:
+        raise UserError(
+            f"launch.pack={pack}: is for jobs that share members, and hydra/launcher=basic has none; on this machine "
+            "choose hydra/launcher=submitit_local"
+        )
+
+
 def foretell(members: Sequence[Member]) -> None:
-    """Say on stderr what will be done about all of ``members`` before the first one is begun."""
+    """Say on stderr what will be done about all of ``members`` before the first one is begun.
+
+    Raises:
+        UserError: they are to be packed.
+    """
+    require_unpacked(members[0])
     sweeps: dict[SweepDir, dict[str, Plan]] = {}
     for member in members:
         with suppress(UserError):  # said when its turn comes: the others still run

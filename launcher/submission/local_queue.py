@@ -23,9 +23,11 @@ from launcher.runtime.policy import close_status, settle
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir, write_plans
 from launcher.submission.batch import WORKER
+from launcher.submission.local_pack import PackedQueue
 from launcher.submission.local_process import cores, process_env, say, start_process
+from launcher.submission.packing import Packing
 from launcher.submission.snapshot import Snapshot
-from launcher.submission.submit import Job, told_apart
+from launcher.submission.submit import Job, by_shape, told_apart
 
 _LINGER_S = 10.0
 """Seconds that ranks have to end by themselves after one of them has ended without being done."""
@@ -184,13 +186,20 @@ class _Queue:
 
 
 def run_all(
-    sweep: SweepDir, jobs: Sequence[Job], snapshot: Snapshot, parallel: int | None, env: Mapping[str, str], logs: Path
+    sweep: SweepDir,
+    jobs: Sequence[Job],
+    snapshot: Snapshot,
+    parallel: int | None,
+    env: Mapping[str, str],
+    logs: Path,
+    packing: Packing | None = None,
 ) -> dict[str, float]:
     """Run ``jobs``, each of which was decided to begin, and wait for them; returns the metric of each by run_id.
 
     Args:
         parallel: most at a time; None: one for each set of GPUs, or as the cores allow.
         logs: folder of what ranks print.
+        packing: have runs of one rank share workers; the others come after them.
 
     Raises:
         UserError: a job needs more than this machine has.
@@ -201,9 +210,18 @@ def run_all(
     if jobs:
         stop = StopFlag()
         stop.install(hang_up=True)
-        queue = _Queue(sweep, jobs, snapshot, parallel or _default_parallel(jobs), env, logs)
-        queue.run(stop)
-        _tell(sweep, jobs, queue.codes)
+        shared = [job for job in jobs if packing and packing.takes(job.resources.hardware)]
+        codes: dict[str, int] = {}
+        for shape in by_shape(shared):
+            if packing and not stop:
+                most = parallel or _default_parallel(shape)
+                codes |= PackedQueue(sweep, shape, snapshot, packing, most, env, logs).run(stop)
+        alone = [job for job in jobs if job not in shared]
+        if alone and not stop:
+            queue = _Queue(sweep, alone, snapshot, parallel or _default_parallel(alone), env, logs)
+            queue.run(stop)
+            codes |= queue.codes
+        _tell(sweep, jobs, codes)
     return {job.plan.run_id: job.plan.rundir.metric() for job in jobs}
 
 

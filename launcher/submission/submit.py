@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.manage.states import run_states
@@ -78,6 +78,39 @@ def submit(
         batcher = _Batcher(sweep, shape, snapshot, slurm, lock, logs, packing)
         answer |= {receipt.run_id: receipt for receipt in batcher.submit(limit)}
     return [answer[job.plan.run_id] for job in jobs]
+
+
+@dataclass(frozen=True)
+class OwnWorkers:
+    """Jobs that find out for themselves what to run."""
+
+    command: tuple[str, ...]
+    """The module that each runs, and its options."""
+    prepare: Callable[[str], None]
+    """Called with the submission's token before Slurm hears of it: writes what they need besides a plan."""
+
+
+def submit_workers(
+    sweep: SweepDir, job: Job, workers: OwnWorkers, count: int, slurm: Slurm, snapshot: Snapshot, lock: int, logs: Path
+) -> Submission:
+    """Submit ``count`` workers as one array, fewer where Slurm takes no more; the caller holds the sweep's lock.
+
+    The submission names no runs: those that a worker trains are told by their attempts. ``job`` says what all of them
+    have in common; its plan is the one in their file, and is not run.
+
+    Raises:
+        SlurmError: as ``submit``; and where Slurm takes not one.
+    """
+    settle(sweep, slurm)
+    batcher = _Batcher(sweep, [job], snapshot, slurm, lock, logs, None, workers)
+    count = min(count, largest_array(slurm))
+    while True:
+        try:
+            return batcher.send([job], count)
+        except SubmitLimit:
+            if count == 1:
+                raise
+            count //= 2
 
 
 def require_accepted(sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm, snapshot: Snapshot, logs: Path) -> None:
@@ -188,9 +221,10 @@ class _Batcher:
         lock: int,
         logs: Path,
         packing: Packing | None,
+        own: OwnWorkers | None = None,
     ) -> None:
         self._sweep, self._jobs, self._snapshot, self._slurm = sweep, list(jobs), snapshot, slurm
-        self._lock, self._logs = lock, logs
+        self._lock, self._logs, self._own = lock, logs, own
         self._packing = packing if packing and packing.takes(jobs[0].resources.hardware) else None
 
     def submit(self, limit: int) -> Iterator[Receipt]:
@@ -220,6 +254,10 @@ class _Batcher:
 
     def _submit(self, jobs: Sequence[Job], workers: int | None = None) -> list[Receipt]:
         """``workers``: jobs that share the runs; None: each has one of its own."""
+        return [Receipt(run, "SUBMITTED", name, new=True) for run, name in self.send(jobs, workers).jobs()]
+
+    def send(self, jobs: Sequence[Job], workers: int | None) -> Submission:
+        """As ``_submit``; one call of sbatch, once it had an answer."""
         token = ""
 
         def call() -> str:
@@ -239,21 +277,24 @@ class _Batcher:
             _withdraw(self._sweep, token, str(error))
             raise
         self._sweep.add_event("submitted", token, job_id=job_id)
-        runs = tuple(job.plan.run_id for job in jobs)
-        named = Submission(token, runs, self._slurm.slurm_conf, job_id=job_id, workers=workers).jobs()
-        return [Receipt(run, "SUBMITTED", name, new=True) for run, name in named]
+        return Submission(token, self._runs(jobs), self._slurm.slurm_conf, job_id=job_id, workers=workers)
+
+    def _runs(self, jobs: Sequence[Job]) -> tuple[str, ...]:
+        return () if self._own else tuple(job.plan.run_id for job in jobs)
 
     def _write_down(self, jobs: Sequence[Job], workers: int | None) -> str:
         """Plans, script and intent of a new submission, durably; returns its token."""
         token = uuid.uuid4().hex[:12]
         write_plans(self._sweep.plans(token), (job.plan.to_json() for job in jobs))
+        runs = self._runs(jobs)
         if workers is not None:
-            Queue(self._sweep.queue(token)).fill(entry_name(index) for index in range(len(jobs)))
+            Queue(self._sweep.queue(token)).fill(entry_name(index) for index in range(len(runs)))
+        if self._own is not None:
+            self._own.prepare(token)
         self._write_script(token, workers or len(jobs))
-        runs = [job.plan.run_id for job in jobs]
         logs = None if self._logs == self._sweep.job_logs else str(self._logs)
         conf = self._slurm.slurm_conf
-        self._sweep.add_event("intent", token, runs=runs, slurm_conf=conf, logs=logs, workers=workers)
+        self._sweep.add_event("intent", token, runs=list(runs), slurm_conf=conf, logs=logs, workers=workers)
         return token
 
     def _write_script(self, token: str, count: int) -> None:
@@ -261,6 +302,8 @@ class _Batcher:
         batch = Batch.of(sweep, token, resources, count, self._logs)
         if self._packing is not None:
             batch = batch.packed(self._packing.beside)
+        if self._own is not None:
+            batch = replace(batch, worker=self._own.command, door=("--packed",))
         script = sweep.script(token)
         script.parent.mkdir(parents=True, exist_ok=True)
         script.write_text(script_text(batch, self._snapshot), encoding="utf-8")

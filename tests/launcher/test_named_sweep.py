@@ -388,4 +388,4 @@ class TestAnExperimentsParams:
 def test_help_names_the_sweeps(repo):
     (repo / "sweeps" / "toy.yaml").write_text(GRID)
     said = type_here(repo, dict(os.environ), "--help").stdout
-    assert "sweep=NAME" in said and "lr_batch, toy, width" in said
+    assert "sweep=NAME" in said and "lr_batch, seemore_search, toy, width" in said

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from launcher.runtime.errors import ExitCode, InUse
+from launcher.runtime.errors import ExitCode, InUse, UserError
 from launcher.runtime.pack.child import Child
 from launcher.runtime.pack.preload import preload, preload_too
 from launcher.runtime.plan import Plan
@@ -34,11 +34,19 @@ class Claim:
     plan: Plan
 
 
+class Unreadable(UserError):
+    """An entry of which nobody can tell what it is to run; it has been ended."""
+
+
 class Source(Protocol):
     """Where a worker's members come from, and where it says what became of them."""
 
     def claim(self, leave: frozenset[str]) -> Claim | None:
-        """A member to run, but none of the entries in ``leave``; None: there is none now."""
+        """A member to run, but none of the entries in ``leave``; None: there is none now.
+
+        Raises:
+            Unreadable: one cannot be run; others can.
+        """
 
     def give_back(self, claim: Claim) -> None:
         """It is to be run again, by whomever."""
@@ -86,11 +94,7 @@ class Crew:
         try:
             while True:
                 while not self._stop and len(self._running) < self._beside and (claim := self._next()):
-                    if not self._warm:
-                        self._warm = True
-                        preload(claim.plan)
-                        began()
-                    self._start(claim)
+                    self._begin(claim, began)
                 if not self._running and (self._stop or not self._busy):
                     break
                 self._wait()
@@ -106,7 +110,33 @@ class Crew:
 
     def _next(self) -> Claim | None:
         now = time.monotonic()
-        return self._source.claim(frozenset(entry for entry, (_, due) in self._busy.items() if due > now))
+        leave = frozenset(entry for entry, (_, due) in self._busy.items() if due > now)
+        while True:
+            try:
+                claim = self._source.claim(leave)
+            except Unreadable as error:
+                self._failed += 1
+                _say(f"error: {error}")
+                continue
+            if claim is None or not self._source.is_cancelled(claim):
+                return claim
+            self._cancelled(claim)  # since it was given back
+            self._source.end(claim, ExitCode.STOPPED_SAVED)
+
+    def _begin(self, claim: Claim, began: Callable[[], None]) -> None:
+        try:
+            if not self._warm:
+                with suppress(UserError):  # it tells itself what is wrong with it, and no other need suffer
+                    preload(claim.plan)
+                self._warm = True
+                began()
+            if self._stop:  # asked while torch was being imported
+                self._source.give_back(claim)
+            else:
+                self._start(claim)
+        except BaseException:
+            self._source.give_back(claim)
+            raise
 
     def _start(self, claim: Claim) -> None:
         slots = {running.slot for running in self._running}
@@ -141,13 +171,15 @@ class Crew:
             self._put_off(claim)
             return
         self._busy.pop(claim.entry, None)
-        preload_too(running.child.imported)
-        again = False
-        if code != ExitCode.DONE and (running.cancelled or self._source.is_cancelled(claim)):
-            rundir.say_state("CANCELLED", "cancelled; the same command goes on")
+        learned, again = running.child.imported, False
+        rundir.path.mkdir(parents=True, exist_ok=True)  # its process may not even have come to that
+        if rundir.state() == "COMPLETED":
+            code = ExitCode.DONE  # whatever befell its process after that
+        elif code != ExitCode.DONE and (running.cancelled or self._source.is_cancelled(claim)):
+            self._cancelled(claim)
         elif code != ExitCode.DONE:
             close_status(rundir, [code if code <= 128 else 128 - code], code, running.child.began)
-            if code in STOPPED and self._told:
+            if code in STOPPED and self._stop:  # signals of Slurm's reach members too, before they are told
                 again = True
                 self._unsaved += code != ExitCode.STOPPED_SAVED
             elif code not in NEVER:
@@ -156,6 +188,11 @@ class Crew:
         self._source.give_back(claim) if again else self._source.end(claim, code)
         said = "; waits to go on" if again else ""
         _say(f"{rundir.state()}: {claim.plan.run_id} ({time.time() - running.child.began:.1f} s){said}")
+        preload_too(learned)
+
+    def _cancelled(self, claim: Claim) -> None:
+        claim.plan.rundir.path.mkdir(parents=True, exist_ok=True)
+        claim.plan.rundir.say_state("CANCELLED", "cancelled; the same command goes on")
 
     def _put_off(self, claim: Claim) -> None:
         """Another process trains the run: one that is dying, or another command's, whose result will do."""

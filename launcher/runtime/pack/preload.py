@@ -9,11 +9,13 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
-import threading
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
 from launcher.runtime.environment import drift
+from launcher.runtime.pack.child import Child
 from launcher.runtime.plan import Plan, resolve_name
 
 _OF_EVERY_TASK = (
@@ -26,6 +28,8 @@ _OF_EVERY_TASK = (
 )
 _NEVER_AHEAD = ("torch._inductor", "triton")
 """Modules that start processes or look for a GPU when they are imported."""
+_ALONE: set[str] = set()
+"""Modules that each member imports by itself."""
 
 
 def preload(plan: Plan) -> None:
@@ -42,18 +46,31 @@ def preload(plan: Plan) -> None:
 
 
 def preload_too(names: Iterable[str]) -> None:
-    """Import what a member had to import by itself. One that cannot be imported here is left to the members."""
+    """Import what a member had to import by itself. What cannot be imported here, or starts a thread, is left to them.
+
+    It is tried in a child first: a thread could not be taken back.
+    """
+    new = [name for name in names if not (name in sys.modules or name in _ALONE or name.startswith(_NEVER_AHEAD))]
+    if not new:
+        return
+    if Child(lambda stop: _trial(new)).reap() == 0:
+        _import(new)
+        _settle()
+    _ALONE.update(name for name in new if name not in sys.modules)
+
+
+def _import(names: Iterable[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in names:
-            if name not in sys.modules and not name.startswith(_NEVER_AHEAD):
-                try:
-                    importlib.import_module(name)
-                except Exception:
-                    continue  # made by hand (torch.ops…), or of use in a run alone
-                if threading.active_count() > 1:
-                    raise RuntimeError(f"importing {name} started a thread: members cannot be forked any more")
-    _settle()
+            with suppress(Exception):  # made by hand (torch.ops…), or of use in a run alone
+                importlib.import_module(name)
+
+
+def _trial(names: Iterable[str]) -> int:
+    """In a child, which begins with one thread: whether it still has one."""
+    _import(names)
+    return 0 if len(list(Path("/proc/self/task").iterdir())) == 1 else 1
 
 
 def _settle() -> None:

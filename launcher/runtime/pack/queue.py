@@ -109,12 +109,12 @@ class Queue:
 
     @contextmanager
     def joined(self, worker: str) -> Iterator[None]:
-        """Be ``worker`` in this block; what an earlier start of it had claimed waits again.
+        """Be ``worker`` in this block, once no other process is; what an earlier start of it had claimed waits again.
 
         The lock outlives this process while children of it live: they inherit it (flock(2)).
 
         Raises:
-            UserError: the queue is gone, or a worker of that name lives.
+            UserError: the queue is gone.
         """
         try:
             descriptor = os.open(self._lock(worker), os.O_RDWR | os.O_CREAT, 0o644)

@@ -11,15 +11,15 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from pathlib import Path
 
 from launcher.runtime.device import named_gpus
 from launcher.runtime.errors import UserError, guarded
-from launcher.runtime.pack.crew import Claim, Crew, Source
+from launcher.runtime.pack.crew import Claim, Crew, Run, Source, Unreadable
 from launcher.runtime.pack.queue import Queue
 from launcher.runtime.parent import end_with_parent
-from launcher.runtime.place import LOCAL_RESTARTS, in_slurm_step, job_id, number
+from launcher.runtime.place import LOCAL_RESTARTS, job_id, number
 from launcher.runtime.plan import Plan
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
@@ -42,7 +42,7 @@ class Members:
             while self._seen:
                 entry = self._seen.pop(0)
                 if entry not in leave and self._queue.claim(entry, self._worker):
-                    return Claim(entry, self._plan(int(entry)))
+                    return Claim(entry, self._plan(entry))
         return None
 
     def give_back(self, claim: Claim) -> None:
@@ -60,16 +60,24 @@ class Members:
     def _of_dead(self) -> list[str]:
         return self._queue.list_waiting() if self._queue.give_back_of_dead() else []
 
-    def _plan(self, element: int) -> Plan:
+    def _plan(self, entry: str) -> Plan:
         try:
             with self._plans.open("rb") as file:
                 if not self._offsets:
                     lengths = [len(line) for line in file]
                     self._offsets = [sum(lengths[:i]) for i in range(len(lengths))]
-                file.seek(self._offsets[element])
-                return parse_plan(file.readline(), self._plans, element)
-        except (OSError, IndexError) as error:
-            raise UserError(f"plans {self._plans}: element {element}: {error}; submit the sweep again") from None
+                file.seek(self._offsets[int(entry)])
+                line = file.readline()
+        except OSError as error:  # of the file, not of this member
+            self._queue.give_back(entry, self._worker)
+            raise UserError(f"plans {self._plans}: {error.strerror or error}; submit the sweep again") from None
+        except IndexError:
+            line = b""
+        try:
+            return parse_plan(line, self._plans, int(entry))
+        except UserError as error:
+            self._queue.end(entry, self._worker)
+            raise Unreadable(str(error)) from None
 
 
 def main() -> int:
@@ -78,44 +86,73 @@ def main() -> int:
     stop.install()  # before the seconds that importing torch takes
     if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
         end_with_parent()
-    code = guarded(lambda: _work(_arguments(), stop))
+    code = guarded(lambda: _work(arguments("launcher.runtime.pack.worker"), stop))
     stop.ignore()
     return code
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m launcher.runtime.pack.worker", description="Run members of a queue.")
+def arguments(module: str) -> argparse.Namespace:
+    """The command line of a worker that ``python -m MODULE`` starts.
+
+    Raises:
+        UserError: an option that cannot be.
+    """
+    parser = argparse.ArgumentParser(f"python -m {module}", description="Run what waits until nothing does.")
     parser.add_argument("plans", type=Path, metavar="PLANS", help="file of plans, one a line")
     parser.add_argument("--submission", metavar="TOKEN", help="do nothing if it was withdrawn, or this job cancelled")
-    parser.add_argument("--beside", type=int, default=1, metavar="N", help="members at a time (1)")
-    parser.add_argument("--cpus", type=int, metavar="N", help="cores of this worker, shared by its members")
-    return parser.parse_args()
-
-
-def _work(args: argparse.Namespace, stop: StopFlag) -> int:
+    parser.add_argument("--beside", type=int, default=1, metavar="N", help="runs at a time (1)")
+    parser.add_argument("--cpus", type=int, metavar="N", help="cores of this worker, shared by its runs")
+    args = parser.parse_args()
     if args.beside < 1:
         raise UserError(f"--beside {args.beside}: should be at least 1")
-    env, sweep = os.environ, SweepDir(args.plans.parent.parent)
-    job = worker_name(env)
+    return args
+
+
+def admitted(args: argparse.Namespace, sweep: SweepDir) -> str:
+    """The name of the worker that this process is.
+
+    Raises:
+        UserError: its submission was withdrawn, or its job cancelled.
+    """
+    job = take_name(os.environ, queued=args.submission is not None)
     if args.submission is not None:
         require_not_withdrawn(args.plans.parent, args.submission)
         if job in sweep.read_cancelled(args.submission):
             raise UserError(f"job {job} was cancelled: it does not run again; the same command goes on")
-    queue = Queue(sweep.queue(args.plans.stem))
+    return job
+
+
+def _work(args: argparse.Namespace, stop: StopFlag) -> int:
+    sweep = SweepDir(args.plans.parent.parent)
+    job, queue = admitted(args, sweep), Queue(sweep.queue(args.plans.stem))
     with queue.joined(job):
         return work(queue, Members(queue, args.plans, job), job, stop, beside=args.beside, cpus=args.cpus)
 
 
-def work(queue: Queue, members: Source, job: str, stop: StopFlag, *, beside: int, cpus: int | None) -> int:
-    """Run ``members`` as the worker ``job``, which has joined ``queue``; returns the exit code."""
+def work(
+    queue: Queue,
+    members: Source,
+    job: str,
+    stop: StopFlag,
+    *,
+    beside: int,
+    cpus: int | None,
+    run: Run | None = None,
+) -> int:
+    """Run ``members`` as the worker ``job``, which has joined ``queue``; returns the exit code.
+
+    Args:
+        beside: members at a time.
+        cpus: cores of the worker; None: the libraries decide.
+        run: runs one in its own process; None: trains it.
+    """
     env = os.environ
     set_defaults(env, max(1, cpus // beside) if cpus else None)
     restarts = next((number(env, name) for name in ("SLURM_RESTART_COUNT", LOCAL_RESTARTS) if name in env), 0)
     led_on = sum(event["event"] == "began" for event in queue.events(job))
     queue.add_event(job, "start", restarts=restarts, step=led_on, host=socket.gethostname())
-    env.update(_place(env, job))
     gpus = named_gpus(env)
-    crew = Crew(members, _train, stop, job=job, restarts=restarts, beside=beside, gpus=gpus)
+    crew = Crew(members, run or _train, stop, job=job, restarts=restarts, beside=beside, gpus=gpus)
     return crew.work(began=lambda: queue.add_event(job, "began"))
 
 
@@ -127,17 +164,25 @@ def _train(claim: Claim, stop: StopFlag, gpu: str | None) -> int:
     return run_job(claim.plan, os.environ, stop, visible=False).code
 
 
-def worker_name(env: Mapping[str, str]) -> str:
-    """The job's name, the same after a requeue; one of its own for a worker that was started by hand."""
-    return job_id(env) or env.get("SUBMITIT_LOCAL_JOB_ID") or f"{socket.gethostname()}.{os.getpid()}"
+def take_name(env: MutableMapping[str, str], *, queued: bool) -> str:
+    """What this worker's claims and attempts are known by; a name that is not its job's is written into ``env``.
+
+    Args:
+        queued: whether it was started by a batch script of ours: then by the job's name, the same after a requeue. Of
+            those that are started by hand there may be many in one job (``srun -n 8``): each has a name of its own.
+    """
+    name = job_id(env) if queued else env.get("SUBMITIT_LOCAL_JOB_ID")
+    name = name or f"{socket.gethostname()}.{os.getpid()}"
+    if name != job_id(env):
+        _stand_alone(env, name)
+    return name
 
 
-def _place(env: Mapping[str, str], job: str) -> dict[str, str]:
-    """What tells the members of a worker that no queue has started which job they are of."""
-    if in_slurm_step(env) or "SUBMITIT_LOCAL_JOB_ID" in env:
-        return {}
+def _stand_alone(env: MutableMapping[str, str], job: str) -> None:
+    """Have the members be of ``job`` and of one rank, wherever their worker was started."""
+    env.pop("SLURM_STEP_ID", None)
     one_rank = {"GLOBALID": "0", "LOCALID": "0", "NTASKS": "1"}
-    return {f"SUBMITIT_LOCAL_{name}": value for name, value in (one_rank | {"JOB_ID": job}).items()}
+    env.update({f"SUBMITIT_LOCAL_{name}": value for name, value in (one_rank | {"JOB_ID": job}).items()})
 
 
 if __name__ == "__main__":

@@ -163,5 +163,5 @@ def test_the_status_tells_state_step_and_losses(desk):
     assert status.pop("heartbeat") > 0
     assert status == {
         "state": "FAILED", "step": 7, "loss": 2.0, "val_loss": 3.0, "samples_per_s": 10.0, "saved_step": None,
-        "reason": "so",
+        "total_steps": 9, "reason": "so",
     }  # fmt: skip
