@@ -15,6 +15,7 @@ from launcher.plan import make_plan, make_queued_plan
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.job import run_job
 from launcher.runtime.signals import StopFlag
+from launcher.runtime.trace import telling
 from launcher.runtime.trace.report import explain
 from tests.vlm.conftest import run_ranks
 from vlm.__main__ import main
@@ -94,6 +95,16 @@ def test_a_run_tells_its_own_trace_in_a_file_and_in_tensorboard(traced):
     events.Reload()
     (shown,) = events.Tensors("traces/report/text_summary")
     assert text in shown.tensor_proto.string_val[0].decode()
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_run(traced, monkeypatch, caplog):
+    def broken(path):
+        raise ArithmeticError("of ours")
+
+    monkeypatch.setattr(telling, "explain", broken)
+    rundir = traced("", *QUIET).rundir
+    assert rundir.state() == "COMPLETED" and not rundir.trace_report.exists()
+    assert "the trace cannot be explained: ArithmeticError: of ours" in caplog.text
 
 
 def test_the_profiler_leaves_what_is_learned_alone(traced):

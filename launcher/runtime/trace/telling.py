@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.runtime.errors import UserError
 from launcher.runtime.files import write_atomic
 from launcher.runtime.trace.report import explain
 
@@ -27,14 +27,22 @@ def tell(session: Session) -> None:
     traces = session.rundir.list_traces() if session.world.is_main else []
     if not traces:
         return
-    if traces[0].stat().st_size > _LARGEST_BYTES:
-        log.info("%s is too large to be explained while the run ends", traces[0])
-        return
     try:
-        report = explain(traces[0])
-        write_atomic(session.rundir.trace_report, report.text(_TOP).encode())
-    except (OSError, UserError) as error:
-        log.warning("the trace cannot be explained: %s", error)
+        text = _explained(traces[0], session)
+    except Exception as error:  # a run that has trained must not fail because its trace cannot be told
+        log.warning("the trace cannot be explained: %s: %s", type(error).__name__, error)
         return
+    if text:
+        session.log({"traces/report": f"```\n{text}```"}, session.step)
+
+
+def _explained(trace: Path, session: Session) -> str:
+    """The report, which is written too; empty where the trace is too large."""
+    if trace.stat().st_size > _LARGEST_BYTES:
+        log.info("%s is too large to be explained while the run ends", trace)
+        return ""
+    report = explain(trace)
+    text = report.text(_TOP)
+    write_atomic(session.rundir.trace_report, text.encode())
     log.info("%s: %s", session.rundir.trace_report, report.verdicts[0].words)
-    session.log({"traces/report": f"```\n{report.text(_TOP)}```"}, session.step)
+    return text
