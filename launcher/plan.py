@@ -17,7 +17,7 @@ from launcher.runtime.identity import run_id
 from launcher.runtime.plan import Facts, Plan, resolve_name
 from launcher.runtime.recipe import Recipe
 from launcher.runtime.sections import halves, hashed, nearest, parse
-from launcher.runtime.settings import RequeueSettings, Settings
+from launcher.runtime.settings import ProfilerSettings, RequeueSettings, Settings
 from launcher.schema import HardwareConfig, LaunchConfig, SiteConfig, TaskConfig
 from launcher.submission.resources import Resources, resources_of
 
@@ -152,6 +152,7 @@ def _freeze(
     code: str | None,
     overrides: Sequence[str],
 ) -> Plan:
+    _require_ranks(sections.settings.profiler, hardware.nodes * hardware.tasks_per_node)
     config = sections.config
     if hasattr(config, "resolve"):
         config = config.resolve(facts)
@@ -174,6 +175,12 @@ def _freeze(
         overrides=tuple(overrides),
         cwd=str(facts.cwd),
     )
+
+
+def _require_ranks(profiler: ProfilerSettings, size: int) -> None:
+    if profiler.kind == "steps" and (missing := [rank for rank in profiler.ranks if rank >= size]):
+        there = "rank 0 is the only one" if size == 1 else f"there are ranks 0 to {size - 1}"
+        raise UserError(f"profiler.ranks={profiler.ranks}: no rank {missing[0]} in a run of {size}; {there}")
 
 
 def _settings(values: Mapping[str, Any]) -> dict[str, Any]:

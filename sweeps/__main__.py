@@ -31,6 +31,8 @@ Measure this machine (all of it, or one): speeds as ratios from one run, the two
   python -m sweeps bench member    what one more packed member costs over its training
   python -m sweeps bench pack      200 tiny runs on a real Slurm, packed, against stock (minutes)
   python -m sweeps bench compare   `compare` of 1,000 runs, with all its files
+  python -m sweeps bench profiler  what profiler=steps costs a step outside of its windows
+  python -m sweeps bench trace     `vlm trace` of a trace of 50 MB
   python -m sweeps bench requeue   from a preemption to the first new step, on a real Slurm (minutes)
 """
 

@@ -19,6 +19,7 @@ RUN is a run directory (runs/<sweep>/<run_id>), a sweep's folder that holds one 
   python -m vlm generate runs/demo-shapes photo.jpg      caption a picture of yours
   python -m vlm evaluate runs/demo-shapes                loss and exact captions, by split
   python -m vlm export runs/demo-shapes exported/        safetensors, config and tokenizer
+  python -m vlm trace runs/demo-shapes                   where the time of a step went (profiler=steps)
   python -m vlm convert seed.pth converted/              import a seed's state dict
 """
 
@@ -63,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", parents=[run], help="write safetensors, config and tokenizer")
     export.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
     export.set_defaults(command=_export)
+
+    trace = commands.add_parser("trace", help="explain a profiler's trace")
+    trace.add_argument("run", type=Path, metavar="RUN", help="a run, a sweep's folder that holds one, or a trace file")
+    trace.add_argument("--rank", type=_count, default=None, metavar="N", help="of a run: the trace of this rank")
+    trace.add_argument("--top", type=_positive, default=15, metavar="N", help="operators and events shown (15)")
+    trace.add_argument("--csv", type=Path, default=None, metavar="FILE", help="write all figures as CSV too")
+    trace.add_argument("--json", action="store_true", help="print JSON")
+    trace.set_defaults(command=_trace)
 
     convert = commands.add_parser("convert", help="import a seed's .pth state dict")
     convert.add_argument("file", type=Path, metavar="FILE")
@@ -147,6 +156,16 @@ def _export(args: argparse.Namespace) -> int:
     trained = load_trained(args.run, args.checkpoint)
     export(args.folder, trained.model, trained.tokenizer, trained.normalize, origin=str(trained.source))
     print(args.folder)
+    return ExitCode.DONE
+
+
+def _trace(args: argparse.Namespace) -> int:
+    from vlm.trace import explain_run, write_csv
+
+    report = explain_run(args.run, args.rank)
+    if args.csv:
+        write_csv(args.csv, report, args.top)
+    print(json.dumps(report.to_json(args.top)) if args.json else report.text(args.top), end="\n" if args.json else "")
     return ExitCode.DONE
 
 

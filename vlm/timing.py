@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
+from launcher.runtime.spans import span
+
 
 class StepTimer:
     """Seconds by phase, summed over steps until ``means`` is asked for."""
@@ -21,16 +23,18 @@ class StepTimer:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time of the block under ``name``, on the device that computes."""
+        """Count the time of the block under ``name``, on the device that computes; a profiler's trace names it so."""
         if self._on_gpu and name != "data":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            yield
+            with span(name):
+                yield
             end.record()
             self._events.append((name, start, end))
         else:
             began = time.perf_counter()
-            yield
+            with span(name):
+                yield
             self._seconds[name] += time.perf_counter() - began
 
     def step_done(self) -> None:

@@ -16,6 +16,7 @@ from launcher.runtime.distributed import settle_buckets, start_sum_over_ranks
 from launcher.runtime.errors import UserError
 from launcher.runtime.session import Session
 from launcher.runtime.shared_average import share_memory
+from launcher.runtime.spans import span
 from launcher.runtime.tables import StepTable
 from vlm.config import TrainConfig
 from vlm.data.dataset import CaptionData, data_file
@@ -110,7 +111,8 @@ class Trainer:
             self._update()
         self.timer.step_done()
         if summed is not None:
-            summed.wait()
+            with span("communication"):
+                summed.wait()
         return total
 
     def _loss_of(self, micro: Any, n_targets: int) -> torch.Tensor:
@@ -173,7 +175,8 @@ class Trainer:
         """
         metric = None
         if self._owed is not None and not self.session.stopping:
-            metric = self._validate(values)
+            with span("validation"):
+                metric = self._validate(values)
         if self._owed is None:
             self.session.log(values, step)
         self.session.save(self._state(step), metric)

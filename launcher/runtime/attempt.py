@@ -82,6 +82,7 @@ def run_attempt(
         raise meant from error
     finally:
         now.ended()
+        now.close_profiler()  # last: all that matters is written by now
 
 
 class _Attempt:
@@ -148,6 +149,7 @@ class _Attempt:
     def _open_session(self, meter: Meter, search: Search, beat: Callable[[str], None]) -> Session:
         from launcher.runtime.checkpoint.saver import Author, Saver
         from launcher.runtime.fingerprint import fingerprint
+        from launcher.runtime.profiler import StepProfiler
         from launcher.runtime.session import Session
         from launcher.runtime.trackers import start_trackers
 
@@ -171,6 +173,7 @@ class _Attempt:
             ],
             hosts=self._hosts,
             beat=beat,
+            profiler=StepProfiler(settings.profiler, self._rundir, world, self._number),
         )
 
     def failed(self, error: BaseException) -> BaseException:
@@ -210,6 +213,11 @@ class _Attempt:
                 self._session.close_trackers(summary)
             except OSError as error:  # of what ended it all is said by now; on a full disk curves cannot be drawn
                 log.error("curves are not complete: %s", error)
+
+    def close_profiler(self) -> None:
+        """No more traces; a process may train another run after this one."""
+        if self._session:
+            self._session.profiler.close()
 
     def _begin(self, search: Search | None) -> None:
         """Write that it starts, and from which checkpoint; None: it never came to look for one."""
@@ -272,6 +280,10 @@ def _finish(plan: Plan, session: Session, stop: StopFlag, extra: Mapping[str, An
         return Outcome("PREEMPTED", ExitCode.STOPPED_SAVED if saved else ExitCode.STOPPED_NOT_SAVED, {})
     at_end = plan.settings().checkpoint.at_end or "state"
     weights = session.finish(at_end)
+    if plan.settings().profiler.kind == "steps":
+        from launcher.runtime.trace.telling import tell
+
+        tell(session)
     last = session.last
     summary = {
         "status": "COMPLETED",

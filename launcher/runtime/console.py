@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,6 +52,12 @@ class Meter:
         """Leave the bar as it stands."""
         if self._bar:
             self._bar.stop()
+
+
+def digest(last: Mapping[str, float]) -> str:
+    """The newest numbers that a person looks for, in a line."""
+    names = {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}", "train/samples_per_s": "{:.0f} samples/s"}
+    return "  ".join(form.format(last[name]) for name, form in names.items() if name in last)
 
 
 @contextmanager

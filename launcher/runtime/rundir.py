@@ -18,6 +18,7 @@ from launcher.runtime.files import append_json_line, read_json_lines, write_json
 
 _UNFINISHED = ".unfinished-"
 _CHECKPOINT = re.compile(r"(?P<kind>step|best|final)-(?P<step>\d{12})\.a(?P<attempt>\d{4,})")
+_TRACE = re.compile(r"rank(?P<rank>\d+)\.step(?P<step>\d+)\.a(?P<attempt>\d+)\.pt\.trace\.json(\.gz)?")
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,35 @@ class RunDir:
         """Name of the newest checkpoint; a hint, never trusted."""
         return self.checkpoints / "LATEST"
 
+    @property
+    def traces(self) -> Path:
+        """What the profiler recorded, a file for each window and rank."""
+        return self.path / "traces"
+
+    @property
+    def trace_report(self) -> Path:
+        """Where the time went, in words, of the newest trace; written at the end."""
+        return self.traces / "report.txt"
+
+    def trace(self, rank: int, step: int, attempt: int) -> Path:
+        """The trace whose last step is ``step``; the name's end is what TensorBoard's profiler plugin looks for."""
+        return self.traces / f"rank{rank}.step{step:06d}.a{attempt:04d}.pt.trace.json.gz"
+
+    def memory_snapshot(self, rank: int, step: int, attempt: int) -> Path:
+        """The GPU's allocations in the window that ends with ``step``, for pytorch.org/memory_viz."""
+        return self.traces / f"rank{rank}.step{step:06d}.a{attempt:04d}.memory.pickle"
+
+    def rank_of(self, trace: Path) -> int:
+        """Whose trace one of ``list_traces`` is."""
+        return int(_TRACE.fullmatch(trace.name)["rank"])  # type: ignore[index]
+
+    def list_traces(self) -> list[Path]:
+        """All traces: by rank, of each rank the newest first by (step, attempt)."""
+        found = [(name, path) for path in self.traces.glob("rank*") if (name := _TRACE.fullmatch(path.name))]
+        key = ("rank", "step", "attempt")
+        ordered = sorted(found, key=lambda pair: [int(pair[0][k]) * (1 if k == "rank" else -1) for k in key])
+        return [path for _, path in ordered]
+
     def log(self, rank: int) -> Path:
         """What rank ``rank`` said."""
         return self.path / "logs" / f"rank{rank}.log"
@@ -154,7 +184,7 @@ class RunDir:
 
     def sweep(self) -> None:
         """Remove what replacing files has left where it was cut off; only the attempt that holds the run may."""
-        for left in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+        for left in (p for folder in (self.path, self.checkpoints, self.traces) for p in folder.glob(".*.tmp")):
             left.unlink(missing_ok=True)
 
     def list_checkpoints(self, kind: str) -> list[Path]:

@@ -23,15 +23,17 @@ from typing import Any
 from launcher.runtime.checkpoint.saver import Saver, Wish
 from launcher.runtime.checkpoint.snapshot import state_of
 from launcher.runtime.checkpoint.weights import weights_sha256
-from launcher.runtime.console import Meter
+from launcher.runtime.console import Meter, digest
 from launcher.runtime.distributed import Agreement
 from launcher.runtime.errors import TrainingFailed, UserError
+from launcher.runtime.profiler import StepProfiler
 from launcher.runtime.resume import Restored
 from launcher.runtime.rng import get_rng, set_rng
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.settings import Settings
 from launcher.runtime.signals import StopFlag
-from launcher.runtime.slowest import slowest
+from launcher.runtime.slowest import PhaseBoard
+from launcher.runtime.spans import span
 from launcher.runtime.trackers import Tracker, Value
 from launcher.runtime.world import World
 
@@ -40,8 +42,6 @@ log = logging.getLogger(__name__)
 _STATUS_EVERY_S = 1.0
 _HEARTBEAT_EVERY_S = 4.0
 """The same where nothing is logged: data being decoded, a long validation. See ``launcher.runtime.lease.FENCE_S``."""
-_PHASES = ("data", "forward")
-"""Parts of a step in which no rank waits for another; a task logs their seconds as ``time/data``, ``time/forward``."""
 _SHORT_WAIT_S = 0.05
 """How long the loop waits for a save that is late: a quick one then never costs a kill more than the interval."""
 _MOST_FAILURES = 3
@@ -65,6 +65,7 @@ class Session:
         open_trackers: Callable[[int], list[Tracker]],
         hosts: Sequence[str],
         beat: Callable[[str], None],
+        profiler: StepProfiler,
     ) -> None:
         """``hosts`` is the node of each rank; ``beat`` is told where the training is, at each sign of progress."""
         self.config = config
@@ -84,9 +85,10 @@ class Session:
         self._meter = meter
         self._open_trackers = open_trackers
         self._trackers: list[Tracker] | None = None
-        self._hosts = hosts
-        self._seconds: dict[str, list[float]] = {}
+        self._board = PhaseBoard(world.rank, hosts)
         self._beat = beat
+        self.profiler = profiler
+        """Told each step that is done."""
         self._begun_at = self.step
         self._continued = restored is not None
         self._state: Mapping[str, Any] = {}
@@ -113,6 +115,7 @@ class Session:
         self._agreement = Agreement([0.0] * len(self._words()))
         self._beat("restore")
         restored, self._restored = self._restored, None
+        self.profiler.begin(self.step)
         if restored is None:
             return None
         content = dict(restored.content)
@@ -142,8 +145,9 @@ class Session:
         if self._agreement is None:
             return bool(self._stop)
         if not self.stopping:
-            stop, cannot_save, not_finite, *seconds = self._agreement.largest(self._words())
-            self._seconds = {phase: seconds[i :: len(_PHASES)] for i, phase in enumerate(_PHASES)}
+            with span("communication"):
+                stop, cannot_save, not_finite, *seconds = self._agreement.largest(self._words())
+            self._board.hear(seconds)
             self.stopping, self.over = bool(stop), stop > 1
             self._give_up(bool(cannot_save), bool(not_finite))
         return self.stopping
@@ -182,6 +186,7 @@ class Session:
             wishes += self._full(again=again)
         self._begin_to_save(wishes)
         self._meter.show(self.step)
+        self.profiler.at(self.step, last=self.stopping)
 
     def log(self, values: Mapping[str, Value], step: int) -> None:
         """Record numbers, texts or pictures under ``<split>/<name>`` as of ``step``. Rank 0 writes them."""
@@ -197,11 +202,11 @@ class Session:
         if values:
             values = {**values, **self._of_saving()}
             if "time/total" in values:
-                values |= self._of_ranks()
+                values |= self._board.slowest()  # as of the log before
         for tracker in self._trackers:
             tracker.log(values, step)
         fresh = not {"train/loss", "val/loss"}.isdisjoint(values)  # or the line would show an older step's loss
-        self._meter.show(step, self._digest() if fresh else "", important="val/loss" in values)
+        self._meter.show(step, digest(self.last) if fresh else "", important="val/loss" in values)
         self._alive(f"after step {step}", _STATUS_EVERY_S)
 
     def write_status(self, state: str, reason: str = "") -> None:
@@ -280,7 +285,8 @@ class Session:
         is_late = every is not None and step - (saver.committed or 0) > every
         if is_late and saver.requested not in (None, self._waited_for):
             self._waited_for = saver.requested
-            saver.wait(_SHORT_WAIT_S)
+            with span("checkpoint"):
+                saver.wait(_SHORT_WAIT_S)
 
     def _alive(self, where: str, every_s: float) -> None:
         """A sign of life: to the watchdog, and at most each ``every_s`` seconds to whoever reads the status."""
@@ -294,7 +300,8 @@ class Session:
         if not wishes:
             return
         own = {"best_metric": self.best_metric, "last": self.last, "stateful": self._stateful, "rng": get_rng()}
-        self._saver.start({**self._state, "session": own}, wishes)
+        with span("checkpoint"):
+            self._saver.start({**self._state, "session": own}, wishes)
         self._stall_s = self._saver.stall_s
 
     def _full(self, *, again: bool = False) -> list[Wish]:
@@ -325,26 +332,14 @@ class Session:
             )
 
     def _words(self) -> list[float]:
-        """What this rank tells the others in each step; of the seconds a step takes each rank fills its own places."""
-        saver, size = self._saver, len(self._hosts)
+        """What this rank tells the others in each step."""
+        saver = self._saver
         cannot_save = bool(saver.superseded) or saver.failures >= _MOST_FAILURES
         flags = [float(flag) for flag in (self._stop.word, cannot_save, saver.not_finite is not None)]
-        seconds = [0.0] * (len(_PHASES) * size)
-        for i, phase in enumerate(_PHASES):
-            seconds[self.world.rank * len(_PHASES) + i] = self.last.get(f"time/{phase}", 0.0)
-        return flags + seconds
-
-    def _of_ranks(self) -> dict[str, float | str]:
-        """Which rank the others wait for, as of the log before."""
-        known = {phase: seconds for phase, seconds in self._seconds.items() if any(seconds)}
-        return slowest(known, self._hosts) if len(self._hosts) > 1 else {}
+        return flags + self._board.words(self.last)
 
     def _of_saving(self) -> dict[str, float]:
         """How long the loop waited for a save since the last log, and how many in a row have failed, if any."""
         values = {} if self._stall_s is None else {"time/save": self._stall_s}
         self._stall_s = None
         return values | ({"checkpoint/failures": float(self._saver.failures)} if self._saver.failures else {})
-
-    def _digest(self) -> str:
-        names = {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}", "train/samples_per_s": "{:.0f} samples/s"}
-        return "  ".join(form.format(self.last[name]) for name, form in names.items() if name in self.last)

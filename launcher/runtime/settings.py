@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -64,6 +64,35 @@ class TrackerSettings(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfilerSettings(Section):
+    """Which steps are recorded by torch.profiler, in how much detail, and by whom."""
+
+    kind: Literal["off", "steps"] = "off"
+    wait: NotNegative = 10
+    """Steps that are let pass before each window, counted from where this start of the run begins."""
+    warmup: NotNegative = 2
+    """Steps before a window in which the profiler runs and keeps nothing: its own start distorts them."""
+    active: Positive = 3
+    """Steps of a window: one trace file each, ``traces/rank0.step000015.…``."""
+    repeat: NotNegative = 1
+    """Windows in each start of the run; 0: again and again to the end."""
+    ranks: Annotated[list[NotNegative], Field(min_length=1)] = field(default_factory=lambda: [0])
+    """Ranks that record; each writes files of its own."""
+    shapes: bool = False
+    """Record the shapes that operators are given."""
+    stacks: bool = False
+    """Record the Python stack of each operator; slow, and the trace becomes large."""
+    flops: bool = False
+    """Estimate the FLOPs of matrix products and convolutions."""
+    memory: bool = False
+    """Record each allocation; on a GPU also write a snapshot for pytorch.org/memory_viz."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.ranks)) != len(self.ranks):
+            raise ValueError(f"ranks={self.ranks} names a rank twice")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a session needs to know besides its task's config."""
 
@@ -71,3 +100,4 @@ class Settings:
     tracker: TrackerSettings
     requeue: RequeueSettings = RequeueSettings()
     watchdog: WatchdogSettings = WatchdogSettings()
+    profiler: ProfilerSettings = ProfilerSettings()

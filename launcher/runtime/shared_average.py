@@ -21,6 +21,7 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.runtime.distributed import from_all_ranks
+from launcher.runtime.spans import span
 from launcher.runtime.world import World
 
 _PIECE_BYTES = 8 << 20
@@ -97,7 +98,8 @@ class _Average:
         if bucket.is_last():
             waiting, self._waiting = self._waiting, []
             for buffer, done in waiting:
-                self.average(buffer)
+                with span("communication"):
+                    self.average(buffer)
                 done.set_result(buffer)
         return future
 

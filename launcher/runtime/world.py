@@ -110,6 +110,7 @@ def set_defaults(env: MutableMapping[str, str], threads: int | None = None) -> N
     """
     # Without it cuBLAS has no deterministic algorithms (cuBLAS manual, "Results reproducibility").
     env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    env.setdefault("KINETO_LOG_LEVEL", "6")  # else torch's profiler writes two lines on stderr for each window
     if threads is not None:
         env.setdefault("OMP_NUM_THREADS", str(threads))
 

@@ -12,15 +12,32 @@ from sweeps.bench import (
     member,
     memory,
     pack,
+    profiler,
     ranks,
     requeue,
     rerun,
     save,
     step,
     submit,
+    trace,
 )
 
-_BENCHMARKS = (step, ranks, save, loader, memory, help_start, compare, submit, rerun, requeue, member, pack)
+_BENCHMARKS = (
+    step,
+    ranks,
+    save,
+    loader,
+    memory,
+    help_start,
+    compare,
+    submit,
+    rerun,
+    requeue,
+    member,
+    pack,
+    profiler,
+    trace,
+)
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:

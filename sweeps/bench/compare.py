@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         words = [sys.executable, "-m", "sweeps", "compare", str(sweep.path)]
         words += [word for kind, path in files.items() for word in (f"--{kind}", str(path))]
         start = time.perf_counter()
-        peak, said = _peak_of(words, Path(folder))
+        peak, said = peak_of(words, Path(folder))
         row: dict[str, Any] = {"runs": args.members, "seconds": time.perf_counter() - start, "peak_mb": peak / 1e6}
         if missing := [path for path in files.values() if not path.exists()]:
             raise UserError(f"{missing[0].name} was not written: {said[-2000:]}")
@@ -112,7 +112,7 @@ def _finish(sweep: SweepDir, plan: Plan, drawn: random.Random) -> None:
     rundir.metrics.write_text("\n".join(["step,split,name,value", *rows]) + "\n")
 
 
-def _peak_of(words: list[str], folder: Path) -> tuple[int, str]:
+def peak_of(words: list[str], folder: Path) -> tuple[int, str]:
     """Bytes of the largest resident set of the command (getrusage(2): ``ru_maxrss``, in KiB), and what it said."""
     said = folder / "said"
     with said.open("wb") as file, subprocess.Popen(words, stdout=file, stderr=file) as process:

@@ -187,9 +187,10 @@ def open_session(folder: Path, world: Any) -> Any:
     from launcher.runtime.console import Meter
     from launcher.runtime.fingerprint import fingerprint
     from launcher.runtime.lease import Lease
+    from launcher.runtime.profiler import StepProfiler
     from launcher.runtime.rundir import RunDir
     from launcher.runtime.session import Session
-    from launcher.runtime.settings import CheckpointSettings, Settings, TrackerSettings
+    from launcher.runtime.settings import CheckpointSettings, ProfilerSettings, Settings, TrackerSettings
     from launcher.runtime.signals import StopFlag
 
     checkpoint = CheckpointSettings(every_steps=1, keep_last=2, keep_every=None, at_end="state", best=False)
@@ -207,6 +208,7 @@ def open_session(folder: Path, world: Any) -> Any:
         open_trackers=lambda step: [],
         hosts=[world.node],
         beat=lambda what: None,
+        profiler=StepProfiler(ProfilerSettings(), rundir, world, 1),
     )
 
 

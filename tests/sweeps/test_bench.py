@@ -60,6 +60,16 @@ def test_a_sweep_that_is_done_is_left_alone(capsys):
     assert row["slurm_calls"] == row["sbatch_calls"] == row["files_written"] == 0
 
 
+def test_a_profiler_that_waits_costs_next_to_nothing(capsys):
+    ((row,),) = rows(capsys, "profiler", "--rounds", "2", "--batch", "1", "--text", "8")
+    assert 0 < row["waiting_percent"] < 1 and row["step_times_longer"] > 0 and row["recording_times_longer"] > 0
+
+
+def test_a_large_trace_is_told(capfd):
+    ((row,),) = rows(capfd, "trace", "--mb", "4")
+    assert row["trace_mb"] >= 4 and row["steps"] % 3 == 0 and row["seconds"] > 0 and row["peak_mb"] > 20
+
+
 def test_sides_take_turns_and_the_ratio_is_by_pairs():
     calls = []
     interleaved(lambda: calls.append("a"), lambda: calls.append("b"), 3)

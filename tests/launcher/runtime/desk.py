@@ -8,10 +8,11 @@ import torch
 from rich.console import Console
 
 from launcher.runtime.console import Meter
+from launcher.runtime.profiler import StepProfiler
 from launcher.runtime.resume import find
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.session import Session
-from launcher.runtime.settings import Settings, TrackerSettings
+from launcher.runtime.settings import ProfilerSettings, Settings, TrackerSettings
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.world import World
 from tests.launcher.runtime.saving import RUN_ID, cadence, make_saver, steps
@@ -36,7 +37,7 @@ class Notebook:
 class Desk:
     """A session in a folder that has looked for what to go on from, its saver, and the trackers that it opened."""
 
-    def __init__(self, folder, attempt=1, world=None, fresh=True, **checkpoint) -> None:
+    def __init__(self, folder, attempt=1, world=None, fresh=True, profiler=None, **checkpoint) -> None:
         self.opened: list[Notebook] = []
         self.stop = StopFlag()
         self.rundir = RunDir(folder)
@@ -58,6 +59,7 @@ class Desk:
             open_trackers=self._open,
             hosts=["here"] * world.size,
             beat=self.beats.append,
+            profiler=StepProfiler(profiler or ProfilerSettings(), self.rundir, world, attempt),
         )
         self.restored = self.session.restore() if fresh else None
 
