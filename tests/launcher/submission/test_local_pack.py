@@ -134,9 +134,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_without_a_step_done_again(rep
     repo.wait_in_second_step(1, 2)
     command.send_signal(signal.SIGINT)
     code, said = repo.end(command)
-    assert (
-        code == 75 and "the runs of 2 workers save first" in said and "2 runs stopped, 2 not begun; the same command goes on" in said
-    )
+    assert code == 75 and "the runs of 2 workers save first" in said
+    assert "2 runs stopped, 2 not begun; the same command goes on" in said
     assert sorted(filter(None, repo.states().values())) == ["PREEMPTED"] * 2
     repo.go()
     code, said = repo.type(*PACKED, "trainer.seed=1,2,3,4")
