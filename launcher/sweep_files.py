@@ -27,6 +27,10 @@ def find_sweep(said: str, folders: Sequence[Path], cwd: Path) -> Path:
 
     known = named_sweeps(folders)
     if said not in known:
+        if (cwd / f"{said}.yaml").is_file():
+            raise UserError(
+                f"sweep={said}: there is no such sweep in {cwd / 'sweeps'}; did you mean sweep={said}.yaml?"
+            )
         told = ", ".join(known) or "none"
         raise UserError(f"sweep={said}: there is no such sweep{nearest(said, known)} (there are: {told}; or a path)")
     return known[said]

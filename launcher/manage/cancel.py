@@ -9,18 +9,14 @@ from pathlib import Path
 
 from launcher.manage.cancel_packed import PackedRuns, part
 from launcher.manage.states import RunState
-from launcher.manage.survey import cluster_of, survey
+from launcher.manage.survey import cluster_of, open_workers, survey
 from launcher.manage.targets import merged, named
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sweepdir import Submission, SweepDir
-from launcher.slurm_cli import QueuedJob, Slurm
+from launcher.slurm_cli import Slurm
 from launcher.submission.submit import settle
 
-OVER = (
-    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED",
-)  # fmt: skip
-"""Slurm's states of a job that does not run again (squeue(1), JOB STATE CODES)."""
 Found = tuple[SweepDir, Submission, list[str]]
 """Jobs of a submission."""
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "PREEMPTED", "PLANNED")
@@ -106,16 +102,7 @@ def _clear_up(sweep: SweepDir, env: Mapping[str, str]) -> None:
 def _open_submissions(sweeps: Iterable[SweepDir], env: Mapping[str, str]) -> Iterator[Found]:
     """Workers that find out for themselves what to run, of sweeps that are to be cancelled as a whole."""
     for sweep in sweeps:
-        for submission in sweep.read_submissions():
-            if submission.is_open and submission.job_id and not submission.withdrawn:
-                queue = Slurm(env, cluster_of(submission.slurm_conf, env)).queue()
-                names = [name for name in submission.job_names() if _lives(queue.get(name), submission)]
-                if names:
-                    yield sweep, submission, names
-
-
-def _lives(job: QueuedJob | None, submission: Submission) -> bool:
-    return job is not None and job.state not in OVER and Path(job.command).stem == submission.token
+        yield from ((sweep, submission, names) for submission, names in open_workers(sweep, env))
 
 
 def _let_save(runs: Sequence[RunDir], grace_s: float) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.manage.progress import Pace, progress_of, told
-from launcher.manage.survey import Survey, look_again, survey
+from launcher.manage.survey import Survey, look_again, open_workers, survey
 from launcher.manage.table import COLOURS, lines, records
 from launcher.manage.targets import below
-from launcher.runtime.errors import ExitCode
+from launcher.runtime.errors import ExitCode, UserError
 from launcher.submission.waiting import count
 
 if TYPE_CHECKING:  # rich is imported where there is a terminal to draw on
@@ -96,10 +96,20 @@ def _tell_changes(now: Survey, folder: Path, env: Mapping[str, str], stream: obj
             before, steps, last_line = counts, progress.steps, now_s
             print(f"{counts}  {told(progress, speed)}", file=stream, flush=True)  # type: ignore[call-overload]
             _say_problems(now)
-        if all(state.is_over for state in now.states):
+        if _is_over(now, folder, env):
             return now
         time.sleep(_LOOK_EVERY_S)
         now = look_again(now, below(folder), env)
+
+
+def _is_over(now: Survey, folder: Path, env: Mapping[str, str]) -> bool:
+    """Whether nothing changes any more: no run goes on, and no worker of a study is there to begin another."""
+    if not all(state.is_over for state in now.states):
+        return False
+    try:
+        return not any(open_workers(target.sweep, env) for target in below(folder) if target.runs is None)
+    except UserError:  # Slurm is away: said with the rows where they need it
+        return True
 
 
 def _draw(now: Survey, folder: Path, env: Mapping[str, str]) -> None:
@@ -112,7 +122,7 @@ def _draw(now: Survey, folder: Path, env: Mapping[str, str]) -> None:
             progress = progress_of(now.states)
             line = told(progress, pace.runs_per_hour(time.monotonic(), progress))
             live.update(_screen(now, line), refresh=True)
-            if all(state.is_over for state in now.states):
+            if _is_over(now, folder, env):
                 return
             time.sleep(_LOOK_EVERY_S)
             now = look_again(now, below(folder), env)

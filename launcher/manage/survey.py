@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from launcher.manage.own_files import OwnFiles, own_files
 from launcher.manage.states import RunState, SlurmsWord, ask, row
 from launcher.manage.targets import Target
 from launcher.runtime.errors import UserError
-from launcher.runtime.sweepdir import SweepDir
-from launcher.slurm_cli import Slurm
+from launcher.runtime.sweepdir import Submission, SweepDir
+from launcher.slurm_cli import QueuedJob, Slurm
+
+_OVER = (
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED",
+)  # fmt: skip
+"""Slurm's states of a job that does not run again (squeue(1), JOB STATE CODES)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,25 @@ def look_again(before: Survey, targets: Iterable[Target], env: Mapping[str, str]
     known = done | {(sweep.path, state.run_id): state for sweep, state in now.rows}
     found = [(sweep, known.get((sweep.path, run))) for sweep, runs in wanted for run in runs]
     return Survey([(sweep, state) for sweep, state in found if state is not None], now.problems)
+
+
+def open_workers(sweep: SweepDir, env: Mapping[str, str]) -> list[tuple[Submission, list[str]]]:
+    """Submissions of workers that find out for themselves what to run, with the names of those that Slurm still has.
+
+    Raises:
+        SlurmError: Slurm does not answer; it is not asked where there is no such submission.
+    """
+    found = []
+    for submission in sweep.read_submissions():
+        if submission.is_open and submission.job_id and not submission.withdrawn:
+            queue = Slurm(env, cluster_of(submission.slurm_conf, env)).queue()
+            names = [name for name in submission.job_names() if _lives(queue.get(name), submission)]
+            found += [(submission, names)] if names else []
+    return found
+
+
+def _lives(job: QueuedJob | None, submission: Submission) -> bool:
+    return job is not None and job.state not in _OVER and Path(job.command).stem == submission.token
 
 
 def cluster_of(slurm_conf: str | None, env: Mapping[str, str]) -> str | None:

@@ -163,7 +163,9 @@ class SweepDir:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
-            raise UserError(f"sweep {self.path}: another command is submitting it; this one changed nothing") from None
+            raise UserError(
+                f"sweep {self.path}: another command is submitting it or runs it here; this one changed nothing"
+            ) from None
         except OSError as error:
             raise UserError(f"sweep {self.path}: {error.strerror or error}; choose launch.root=…") from error
         try:

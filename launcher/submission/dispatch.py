@@ -55,6 +55,8 @@ def dispatch(
     if not here:
         require_slurm(env)
     sweep = _sweep_dir(launch, members[0], cwd)
+    if goal is not None and (doubt := goal.doubt()):
+        print(doubt, file=sys.stderr)
     require_same_sweep(sweep, goal, [member.values["task"]["target"] for member in members])
     targets = [member.values["task"][key] for member in members for key in ("target", "schema")]
     snapshot = snapshot_of(sweep, targets, cwd)

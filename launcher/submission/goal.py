@@ -18,6 +18,9 @@ from launcher.runtime.rundir import RunDir
 from launcher.runtime.sections import nearest
 from launcher.runtime.sweepdir import SweepDir
 
+_OF_EVERY_RUN = ("best_val_loss", "val_loss", "train_loss", "samples_per_s", "wall_s")
+"""Numbers in the summary of any run; a task adds its own."""
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -52,6 +55,13 @@ class Goal:
                 f"(it has: {', '.join(sorted(known))})"
             )
         return curves[self.metric][1][-1]
+
+    def doubt(self) -> str:
+        """What to say before hours of training where the metric looks misspelt; empty: nothing."""
+        near = nearest(self.metric, _OF_EVERY_RUN)
+        if self.metric in _OF_EVERY_RUN or "/" in self.metric or not near:
+            return ""
+        return f"metric={self.metric}: only a run that is done can tell whether there is such a number{near}"
 
     def request(self) -> dict[str, str]:
         """As it stands in a request of ``sweep.json``."""

@@ -27,7 +27,8 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         help="a number of summary.json, or a curve of metrics.csv: val/loss (its last value), val/loss:best\n"
         "(default: the sweep's own; else best_val_loss, or train_loss where nothing is validated)",
     )  # fmt: skip
-    parser.add_argument("--direction", choices=("min", "max"), help="which way is better (the sweep's own; else min)")
+    ways = ("min", "max", "minimize", "maximize")
+    parser.add_argument("--direction", choices=ways, help="which way is better (the sweep's own; else min)")
     parser.add_argument("--runs", action="store_true", help="a line for each run, not one for all seeds of a setting")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--top", type=_count, default=_TOP, metavar="N", help=f"lines of each table ({_TOP})")

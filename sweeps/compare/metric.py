@@ -67,7 +67,7 @@ def choose(name: str | None, direction: str | None, runs: Sequence[Run], sweeps:
     """The metric that was asked for; else the sweeps' own; else the validation loss, or the training loss.
 
     Args:
-        direction: ``min`` or ``max``; None: the sweeps' own, else smaller is better.
+        direction: ``min`` or ``max`` (or as a sweep's file has it); None: the sweeps' own, else smaller is better.
 
     Raises:
         UserError: no run has it (those that exist are named, the nearest first), or the sweeps name different ones.
@@ -78,13 +78,14 @@ def choose(name: str | None, direction: str | None, runs: Sequence[Run], sweeps:
         told = ", ".join(f"{metric} ({way})" for metric, way in own)
         raise UserError(f"the sweeps were asked for different metrics: {told}; choose one with --metric NAME")
     name = name or next((metric for metric, _ in own), None) or _usual(known)
-    if name.removesuffix(BEST) not in known or (name.endswith(BEST) and "/" not in name):
-        word = name.removesuffix(BEST)
+    word = name.removesuffix(BEST)
+    to_come = curve_like(word) in known and not any(run.is_done for run in runs)  # runs tell where it stands so far
+    if (word not in known and not to_come) or (name.endswith(BEST) and "/" not in name):
         near = sorted(known, key=lambda other: -difflib.SequenceMatcher(None, word, other).ratio())
         there = ", ".join(near) if near else "none at all: nothing was logged yet"
         raise UserError(f"metric {name!r}: no run has it{nearest(word, known)} (there are: {there})")
     theirs = dict(own).get(name.removesuffix(BEST), "maximize" if name in _LARGER else "minimize")
-    return Metric(name, direction == "max" if direction else theirs == "maximize")
+    return Metric(name, direction in ("max", "maximize") if direction else theirs == "maximize")
 
 
 def names(runs: Sequence[Run]) -> list[str]:

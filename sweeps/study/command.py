@@ -94,6 +94,8 @@ def study(asked: Asked, env: MutableMapping[str, str], cwd: Path) -> int:
         return ExitCode.DONE
     settings = _settled(settings, asked)
     goal = Goal(sweep.file.metric, sweep.file.direction, sweep.name)
+    if doubt := goal.doubt():
+        print(doubt, file=sys.stderr)
     _require_one_rank(member)
     job, snapshot = _job(member, folder, cwd)
     recipe = recipe_of(job.plan, member.values, here=member.launcher != "submitit_slurm")

@@ -92,6 +92,8 @@ class StudyDir:
             raise UserError(
                 f"{self.path}: holds another study: {', '.join(differ[:SHOWN])}{more}; choose another launch.name=…"
             )
+        if earlier is not None:
+            self.require_storage(earlier)
         if earlier is None and self.sweep.members.exists() and self.sweep.read_members():
             raise UserError(f"{self.path}: holds runs of a sweep, no study; choose another launch.name=…")
         self.queue.fill([])
@@ -99,6 +101,18 @@ class StudyDir:
         self.sweep.members.touch()
         write_json(self.definition, definition.to_json())
         self.write_limits(limits)
+
+    def require_storage(self, definition: Definition) -> None:
+        """See that Optuna's file is there, where trials have begun.
+
+        Raises:
+            UserError: it is gone: to make a new one would begin the study anew.
+        """
+        file = self.journal if definition.settings.storage == "journal" else self.database
+        if not file.exists() and any(self.trial(0).parent.glob("*.json")):
+            raise UserError(
+                f"{file}: is gone, and {self.trial(0).parent} holds its trials; bring it back, or choose launch.name=…"
+            )
 
     def read(self, token: str | None = None) -> Definition | None:
         """The study; None: there is none. ``token``: as it was for one command's workers.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.manage.cancel import OVER
+from launcher.manage.survey import open_workers
 from launcher.runtime.errors import ExitCode, RunsNotDone, UserError
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
@@ -38,7 +38,7 @@ def on_slurm(study: Prepared, env: Mapping[str, str], cwd: Path, create: Callabl
     require_accepted(sweep, [study.job], slurm, study.snapshot, study.logs)
     with sweep.locked() as lock:
         create()
-        live = living(sweep, slurm)
+        live = _living(sweep, env)
         missing = study.workers - len(live)
         if missing > 0:
             cpus = study.job.resources.hardware.cpus_per_task
@@ -53,26 +53,19 @@ def on_slurm(study: Prepared, env: Mapping[str, str], cwd: Path, create: Callabl
     print(f"            {dashboard(folder, study.definition)}", file=sys.stderr)
     if not study.launch.wait:
         return ExitCode.DONE
-    _wait(sweep, slurm)
+    _wait(sweep, env)
     from sweeps.study.command import say_result
 
     return say_result(folder, ExitCode.DONE)
 
 
-def living(sweep: SweepDir, slurm: Slurm) -> set[str]:
-    """Names of this study's workers that Slurm has in its queue."""
-    tokens = {s.token for s in sweep.read_submissions() if s.workers is not None and not s.withdrawn}
-    jobs = slurm.queue().values()
-    return {job.job_id for job in jobs if Path(job.command).stem in tokens and job.state not in OVER}
-
-
-def _wait(sweep: SweepDir, slurm: Slurm) -> None:
+def _wait(sweep: SweepDir, env: Mapping[str, str]) -> None:
     """Until no worker is left."""
     stop, looks = StopFlag(), 0
     stop.install()
     while True:
         try:
-            if not living(sweep, slurm):
+            if not _living(sweep, env):
                 return
         except SlurmAway as error:  # a restart of slurmctld ends no job
             print(f"{error}; still waiting", file=sys.stderr)
@@ -80,6 +73,11 @@ def _wait(sweep: SweepDir, slurm: Slurm) -> None:
         looks += 1
         if stop.wait(pause):
             raise RunsNotDone("no longer waiting; the workers go on", ExitCode.STOPPED_SAVED)
+
+
+def _living(sweep: SweepDir, env: Mapping[str, str]) -> list[str]:
+    """Names of this study's workers that Slurm has."""
+    return [name for _, names in open_workers(sweep, env) for name in names]
 
 
 def _slurm_conf(study: Prepared, cwd: Path) -> str | None:

@@ -24,6 +24,7 @@ def show(folder: StudyDir) -> None:
     definition = folder.read()
     if definition is None:
         raise UserError(f"{folder.path}: holds no study; begin it without --show")
+    folder.require_storage(definition)
     with folder.locked():
         study = open_study(folder, definition)
         limits = folder.read_limits()

@@ -50,3 +50,16 @@ def test_and_from_its_status_where_it_has_no_curve(folder, answer):
     made_run(folder, state="RUNNING", optim__lr=1).metrics.unlink()
     assert answer(folder, "--metric", "train_loss")["runs"][-1]["value"] == 2.5
     assert answer(folder)["runs"][-1]["value"] is None
+
+
+def test_before_any_run_is_done_its_curves_tell_where_the_metric_stands(folder, answer):
+    write_json(SweepDir(folder).requests, {"requests": [{"metric": "best_val_loss", "direction": "minimize"}]})
+    made_run(folder, state="RUNNING", curve={1: 3.0, 2: 4.0})
+    told = answer(folder)
+    assert (told["metric"], told["runs"][0]["value"]) == ("best_val_loss", 3.0)
+
+
+@pytest.mark.parametrize(("typed", "way"), [("maximize", "max"), ("minimize", "min"), ("max", "max")])
+def test_a_direction_may_be_typed_as_in_a_sweeps_file(folder, answer, typed, way):
+    made_run(folder, 1.0)
+    assert answer(folder, "--direction", typed)["direction"] == way
