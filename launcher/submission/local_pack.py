@@ -65,7 +65,7 @@ class PackedQueue:
 
     def _tell(self) -> None:
         for entry in self._queue.list_ended():
-            if entry not in self._told:
+            if entry not in self._told and int(entry) < len(self._jobs):
                 self._told.add(entry)
                 plan = self._jobs[int(entry)].plan
                 status = plan.rundir.read_status()
