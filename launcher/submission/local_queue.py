@@ -206,7 +206,7 @@ def run_all(
         RunsNotDone: some failed, or were stopped.
     """
     for job in jobs:
-        _require_room(job, env)
+        require_room(job, env)
     if jobs:
         stop = StopFlag()
         stop.install(hang_up=True)
@@ -225,7 +225,12 @@ def run_all(
     return {job.plan.run_id: job.plan.rundir.metric() for job in jobs}
 
 
-def _require_room(job: Job, env: Mapping[str, str]) -> None:
+def require_room(job: Job, env: Mapping[str, str]) -> None:
+    """See that this machine has what ``job`` needs.
+
+    Raises:
+        UserError: it has not.
+    """
     if job.resources.hardware.nodes > 1:
         raise UserError(f"hardware.nodes={job.resources.hardware.nodes}: this machine is one node (allowed: 1)")
     if (wanted := _gpus(job)) > (gpus := len(visible_gpus(env)) if wanted else 0):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.runtime.pack.crew import Unreadable
 from launcher.runtime.signals import StopFlag
 from sweeps.study.definition import Limits
 from sweeps.study.reporter import Reporter
@@ -181,3 +182,21 @@ def test_a_worker_may_be_killed_after_any_step(tmp_path: Path, storage: str, eac
         assert_whole(folder, 3)
         killed, after = killed + 1, after + each
     assert killed > 20
+
+
+@pytest.mark.parametrize("said", [None, "{", '{"plan": {}}', "{}"])
+def test_a_trial_whose_file_is_gone_or_damaged_has_failed_and_the_others_run(tmp_path: Path, said: str | None):
+    folder = made(tmp_path, what := definition(tmp_path, n_trials=3))
+    with folder.queue.joined("me"):
+        source = Trials(folder, what, "me")
+        claim = source.claim(frozenset())
+        assert claim is not None
+        source.give_back(claim)
+        folder.trial(0).unlink()
+        if said is not None:
+            folder.trial(0).write_text(said)
+        with pytest.raises(Unreadable, match="the trial cannot be run"):
+            source.claim(frozenset())
+    assert work(folder) == 2
+    assert [trial.state.name for trial in trials(folder)] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert folder.queue.list_ended() == ["000000", "000001", "000002"]
