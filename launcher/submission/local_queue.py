@@ -273,7 +273,7 @@ def _tell(sweep: SweepDir, jobs: Sequence[Job], codes: Mapping[str, int]) -> Non
     failed = [run for run, code in bad.items() if code not in _STOPPED]
     if failed:
         rundir = sweep.run(failed[0])
-        reason = rundir.read_status().get("reason", "")
+        reason = rundir.read_status().get("reason") or "it did not even begin, see what its worker printed"
         known = [bad[run] for run in failed if bad[run] in tuple(ExitCode)]
         words = f"{len(failed)} of {len(jobs)} runs failed; {rundir.path}: {reason}"
         raise RunsNotDone(words, ExitCode(max(known, default=1)))
