@@ -210,19 +210,27 @@ def run_all(
     if jobs:
         stop = StopFlag()
         stop.install(hang_up=True)
-        shared = [job for job in jobs if packing and packing.takes(job.resources.hardware)]
+        shared, alone = _shared_and_alone(jobs, packing)
         codes: dict[str, int] = {}
         for shape in by_shape(shared):
             if packing and not stop:
                 most = parallel or _default_parallel(shape)
                 codes |= PackedQueue(sweep, shape, snapshot, packing, most, env, logs).run(stop)
-        alone = [job for job in jobs if job not in shared]
         if alone and not stop:
             queue = _Queue(sweep, alone, snapshot, parallel or _default_parallel(alone), env, logs)
             queue.run(stop)
             codes |= queue.codes
         _tell(sweep, jobs, codes)
     return {job.plan.run_id: job.plan.rundir.metric() for job in jobs}
+
+
+def _shared_and_alone(jobs: Sequence[Job], packing: Packing | None) -> tuple[list[Job], list[Job]]:
+    """Jobs that share workers, and the others."""
+    shared: list[Job] = []
+    alone: list[Job] = []
+    for job in jobs:
+        (shared if packing and packing.takes(job.resources.hardware) else alone).append(job)
+    return shared, alone
 
 
 def require_room(job: Job, env: Mapping[str, str]) -> None:

@@ -141,7 +141,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_without_a_step_done_again(rep
     command.send_signal(signal.SIGINT)
     code, said = repo.end(command)
     assert (
-        code == 75 and "2 workers save first" in said and "2 runs stopped, 2 not begun; the same command goes on" in said
+        code == 75
+        and "2 workers save first" in said
+        and "2 runs stopped, 2 not begun; the same command goes on" in said
     )
     assert sorted(filter(None, repo.states().values())) == ["PREEMPTED"] * 2
     repo.go()
