@@ -47,8 +47,11 @@ class Axis:
         """This axis, ``keys`` dropped out of its points; points that are equal then are one."""
         if not self.keys & set(keys):
             return self
-        kept = [{key: word for key, word in point.items() if key not in keys} for point in self.points]
-        return replace(self, points=tuple(point for i, point in enumerate(kept) if point not in kept[:i]))
+        unlike: dict[frozenset[tuple[str, str]], Point] = {}
+        for point in self.points:
+            kept = {key: word for key, word in point.items() if key not in keys}
+            unlike.setdefault(frozenset(kept.items()), kept)
+        return replace(self, points=tuple(unlike.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

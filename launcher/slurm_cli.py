@@ -237,7 +237,8 @@ class Slurm:
 
     def history(self, job_ids: Iterable[str]) -> dict[str, str]:
         """State of jobs that squeue has forgotten, by their names; empty where accounting is off."""
-        wanted = sorted({job_id.partition("_")[0] for job_id in job_ids})
+        names = {job_id.partition("_")[0] for job_id in job_ids}
+        wanted = sorted(name for name in names if name.isdecimal())  # a worker that was started by hand is no job
         if not wanted:
             return {}
         words = ("--allocations", "--noheader", "--parsable2", "--format=JobID,State")

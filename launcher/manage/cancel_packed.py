@@ -35,6 +35,7 @@ class PackedRuns:
                 self.sweep.run(run).path.mkdir(parents=True, exist_ok=True)
                 self.sweep.run(run).say_state("CANCELLED", "cancelled; the same command goes on")
             else:
+                queue.cancellation(entry).parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
                 queue.cancellation(entry).touch()
 
     @property

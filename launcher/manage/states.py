@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -56,7 +57,7 @@ class RunState:
     @property
     def is_over(self) -> bool:
         """Whether nothing changes any more by itself: no job and no process is there for it."""
-        return self.state not in ACTIVE or (self.state == "STALLED" and self.job_id is None)
+        return not self.is_active or (self.state == "STALLED" and self.job_id is None)
 
     @property
     def is_active(self) -> bool:
@@ -128,6 +129,8 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
     slurms = word.state(own)
     if own.needs_slurm and word.known and slurms not in (*_WAITING, *_GOING):
         own = own.again()  # its job may have ended well after its files were read and before Slurm was asked
+        own = _left_to_others(own, word, slurms)
+        slurms = word.state(own)
     job = word.job(own)
     state, reason = _decide(own, slurms, word.known)
     waits = state in ("SUBMITTED", "REQUEUED") and job is not None and job.state in _WAITING
@@ -149,11 +152,24 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
     )
 
 
+def _left_to_others(own: OwnFiles, word: SlurmsWord, slurms: str) -> OwnFiles:
+    """``own``; where its worker is gone for good and others live, it waits for them, who take it last."""
+    lives = not slurms and own.state == "RUNNING" and not own.silent_for(_QUIET_S)  # started by hand, say
+    if own.packed != "claimed" or own.submission is None or own.was_cancelled or lives:
+        return own
+    if own.state in ("COMPLETED", "FAILED", "CANCELLED"):
+        return own
+    waiting = dataclasses.replace(own, packed="waiting", job_id=own.submission.job_id)
+    return waiting if word.job(waiting) else own
+
+
 def _decide(own: OwnFiles, slurms: str, known: bool) -> tuple[str, str]:
     """State and reason from what our files say and what Slurm says (``slurms``; empty: nothing)."""
     said = str(own.status.get("reason") or "")
     if own.state == "COMPLETED":
         return "COMPLETED", said
+    if own.packed == "ended" and own.state == "RUNNING":  # left to another process, which nobody looks after
+        return _without_job(own, said)
     if own.packed == "ended":
         return own.state or "FAILED", said or ("" if own.state else "left its queue without a word")
     if own.job_id is None:

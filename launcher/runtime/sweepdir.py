@@ -181,12 +181,12 @@ class SweepDir:
     def read_requests(self) -> list[dict[str, Any]]:
         """Every request so far."""
         known = RunDir(self.path).read(self.requests) or {}
-        requests: list[dict[str, Any]] = known.get("requests", [])
-        return requests
+        requests = known.get("requests")
+        return [one for one in requests if isinstance(one, dict)] if isinstance(requests, list) else []
 
     def add_members(self, members: Iterable[tuple[str, tuple[str, ...]]]) -> None:
         """Remember runs and their overrides; those that are known stay as they are."""
-        known = {record["run_id"] for record in read_json_lines(self.members)}
+        known = self.read_members()
         lines = [json.dumps({"run_id": r, "overrides": o}, ensure_ascii=False) for r, o in members if r not in known]
         if lines:
             before = self.members.read_bytes() if self.members.exists() else b""
@@ -195,7 +195,8 @@ class SweepDir:
 
     def read_members(self) -> dict[str, list[str]]:
         """Overrides of each member by run_id, in the order in which they were first asked for."""
-        return {str(r["run_id"]): list(r["overrides"]) for r in read_json_lines(self.members)}
+        records = [record for record in read_json_lines(self.members) if isinstance(record.get("run_id"), str)]
+        return {r["run_id"]: o if isinstance(o := r.get("overrides"), list) else [] for r in records}
 
     def add_event(self, event: str, token: str, **values: Any) -> None:
         """Append to ``submissions.jsonl``, durably: intent, submitted, withdrawn, cancelled or replaced."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.runtime.errors import ExitCode
 from launcher.runtime.pack.queue import Queue, entry_name
-from launcher.runtime.policy import NEVER
+from launcher.runtime.policy import NEVER, STOPPED
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir, write_plans
 from launcher.submission.batch import PACK_WORKER
@@ -48,11 +48,13 @@ class PackedQueue:
     def run(self, stop: StopFlag) -> dict[str, int]:
         """Until no member waits, or a stop was asked for and every worker has ended; exit codes by run_id."""
         try:
-            self._workers.run(stop, self._tell)
+            code = self._workers.run(stop, self._tell)
         finally:
             self._close_killed()
-        begun = [job for job in self._jobs if job.plan.rundir.state() is not None]
-        return {job.plan.run_id: _code(job) for job in begun}
+        codes = {job.plan.run_id: _code(job) for job in self._jobs if job.plan.rundir.state() is not None}
+        if code not in STOPPED and not stop:  # nobody has stopped it: what did not even begin has failed
+            codes |= {job.plan.run_id: code or ExitCode.BUG for job in self._jobs if job.plan.run_id not in codes}
+        return codes
 
     def _is_work_left(self) -> bool:
         return bool(self._queue.list_waiting() or self._queue.claims())
@@ -65,7 +67,7 @@ class PackedQueue:
 
     def _tell(self) -> None:
         for entry in self._queue.list_ended():
-            if entry not in self._told:
+            if entry not in self._told and int(entry) < len(self._jobs):
                 self._told.add(entry)
                 plan = self._jobs[int(entry)].plan
                 status = plan.rundir.read_status()

@@ -206,17 +206,16 @@ def run_all(
         RunsNotDone: some failed, or were stopped.
     """
     for job in jobs:
-        _require_room(job, env)
+        require_room(job, env)
     if jobs:
         stop = StopFlag()
         stop.install(hang_up=True)
-        shared = [job for job in jobs if packing and packing.takes(job.resources.hardware)]
+        shared, alone = _shared_and_alone(jobs, packing)
         codes: dict[str, int] = {}
         for shape in by_shape(shared):
             if packing and not stop:
                 most = parallel or _default_parallel(shape)
                 codes |= PackedQueue(sweep, shape, snapshot, packing, most, env, logs).run(stop)
-        alone = [job for job in jobs if job not in shared]
         if alone and not stop:
             queue = _Queue(sweep, alone, snapshot, parallel or _default_parallel(alone), env, logs)
             queue.run(stop)
@@ -225,7 +224,21 @@ def run_all(
     return {job.plan.run_id: job.plan.rundir.metric() for job in jobs}
 
 
-def _require_room(job: Job, env: Mapping[str, str]) -> None:
+def _shared_and_alone(jobs: Sequence[Job], packing: Packing | None) -> tuple[list[Job], list[Job]]:
+    """Jobs that share workers, and the others."""
+    shared: list[Job] = []
+    alone: list[Job] = []
+    for job in jobs:
+        (shared if packing and packing.takes(job.resources.hardware) else alone).append(job)
+    return shared, alone
+
+
+def require_room(job: Job, env: Mapping[str, str]) -> None:
+    """See that this machine has what ``job`` needs.
+
+    Raises:
+        UserError: it has not.
+    """
     if job.resources.hardware.nodes > 1:
         raise UserError(f"hardware.nodes={job.resources.hardware.nodes}: this machine is one node (allowed: 1)")
     if (wanted := _gpus(job)) > (gpus := len(visible_gpus(env)) if wanted else 0):
@@ -268,7 +281,7 @@ def _tell(sweep: SweepDir, jobs: Sequence[Job], codes: Mapping[str, int]) -> Non
     failed = [run for run, code in bad.items() if code not in _STOPPED]
     if failed:
         rundir = sweep.run(failed[0])
-        reason = rundir.read_status().get("reason", "")
+        reason = rundir.read_status().get("reason") or "it did not even begin, see what its worker printed"
         known = [bad[run] for run in failed if bad[run] in tuple(ExitCode)]
         words = f"{len(failed)} of {len(jobs)} runs failed; {rundir.path}: {reason}"
         raise RunsNotDone(words, ExitCode(max(known, default=1)))

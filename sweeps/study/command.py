@@ -98,6 +98,10 @@ def study(asked: Asked, env: MutableMapping[str, str], cwd: Path) -> int:
         print(doubt, file=sys.stderr)
     _require_one_rank(member)
     job, snapshot = _job(member, folder, cwd)
+    if member.launcher == "submitit_local":
+        from launcher.submission.local_queue import require_room
+
+        require_room(job, env)
     recipe = recipe_of(job.plan, member.values, here=member.launcher != "submitit_slurm")
     definition = Definition(goal, space, settings, recipe, member.overrides)
     require_fitting(definition, list(member.choices), sweep.path)

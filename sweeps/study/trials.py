@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.points import text_of
 from launcher.runtime.errors import UserError
 from launcher.runtime.files import write_json
-from launcher.runtime.pack.crew import Claim
+from launcher.runtime.pack.crew import Claim, Unreadable
 from launcher.runtime.pack.queue import entry_name
 from launcher.runtime.plan import Plan
 from sweeps.study.definition import Definition
@@ -43,16 +43,37 @@ class Trials:
             self._study: Study = open_study(folder, definition)
 
     def claim(self, leave: frozenset[str]) -> Claim | None:
-        """A trial that waits, one of a dead worker, or a new one; None: there is none, or the study is over."""
+        """A trial that waits, one of a dead worker, or a new one; None: there is none, or the study is over.
+
+        Raises:
+            Unreadable: one cannot be run; others can.
+        """
         while (entry := self._waiting(leave) or self._new()) is not None:
-            trial = self._folder.read_trial(int(entry))
-            if trial is None:
-                raise UserError(f"{self._folder.trial(int(entry))}: is gone; the trial cannot be run")
+            trial = self._read(entry)
             if self._is_settled(trial):
                 self._queue.end(entry, self._worker)
                 continue
             return Claim(entry, trial.plan)
         return None
+
+    def _read(self, entry: str) -> TrialFile:
+        """What was decided for a claimed trial.
+
+        Raises:
+            Unreadable: that is gone or damaged; the trial has failed for it.
+        """
+        number = int(entry)
+        try:
+            if (trial := self._folder.read_trial(number)) is not None:
+                return trial
+            problem = f"{self._folder.trial(number)}: is gone; the trial cannot be run"
+        except (KeyError, TypeError, UserError) as error:
+            problem = f"{self._folder.trial(number)}: is damaged; the trial cannot be run ({error})"
+        with self._folder.locked():
+            if number < len(self._study.get_trials(deepcopy=False)):
+                self._fail(number, problem)
+        self._queue.end(entry, self._worker)
+        raise Unreadable(problem)
 
     def give_back(self, claim: Claim) -> None:
         """Have it wait again, with its checkpoint."""

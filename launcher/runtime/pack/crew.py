@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 from launcher.runtime.errors import ExitCode, InUse, UserError
 from launcher.runtime.pack.child import Child
@@ -18,6 +18,8 @@ from launcher.runtime.plan import Plan
 from launcher.runtime.policy import NEVER, STOPPED, close_status, settle
 from launcher.runtime.signals import StopFlag
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _BUSY = 80
 """A member's exit code: another process trains the run."""
 _BUSY_PAUSE_S = 0.5
@@ -118,9 +120,13 @@ class Crew:
                 self._failed += 1
                 _say(f"error: {error}")
                 continue
-            if claim is None or not self._source.is_cancelled(claim):
+            if claim is None:  # of those that were due each is another worker's by now, or over
+                self._busy = {entry: times for entry, times in self._busy.items() if entry in leave}
+                return None
+            if not self._source.is_cancelled(claim):
                 return claim
-            self._cancelled(claim)  # since it was given back
+            self._busy.pop(claim.entry, None)
+            self._tried(claim, self._cancelled, claim)  # since it was given back
             self._source.end(claim, ExitCode.STOPPED_SAVED)
 
     def _begin(self, claim: Claim, began: Callable[[], None]) -> None:
@@ -166,12 +172,27 @@ class Crew:
                 running.child.signal(signal.SIGTERM)
 
     def _end(self, running: _Running, code: int) -> None:
-        claim, rundir = running.claim, running.claim.plan.rundir
+        claim = running.claim
         if code == _BUSY:
             self._put_off(claim)
             return
         self._busy.pop(claim.entry, None)
-        learned, again = running.child.imported, False
+        code, again = self._tried(claim, self._settled, running, code) or (code, False)
+        self._source.give_back(claim) if again else self._source.end(claim, code)
+        preload_too(running.child.imported)
+
+    def _tried(self, claim: Claim, work: Callable[P, T], *args: P.args, **how: P.kwargs) -> T | None:
+        """``work`` on the files of one run; None: they are beyond use, which is that run's failure and no other's."""
+        try:
+            return work(*args, **how)
+        except (UserError, OSError) as error:
+            self._failed += 1
+            _say(f"error: {claim.plan.run_id}: {error}")
+            return None
+
+    def _settled(self, running: _Running, code: int) -> tuple[int, bool]:
+        """Write down what became of a member, and say so; its exit code, and whether it is run again."""
+        claim, rundir, again = running.claim, running.claim.plan.rundir, False
         rundir.path.mkdir(parents=True, exist_ok=True)  # its process may not even have come to that
         if rundir.state() == "COMPLETED":
             code = ExitCode.DONE  # whatever befell its process after that
@@ -185,14 +206,14 @@ class Crew:
             elif code not in NEVER:
                 code, again = settle(claim.plan, self._job, code, self._restarts)
             self._failed += not again and code not in STOPPED
-        self._source.give_back(claim) if again else self._source.end(claim, code)
         said = "; waits to go on" if again else ""
         _say(f"{rundir.state()}: {claim.plan.run_id} ({time.time() - running.child.began:.1f} s){said}")
-        preload_too(learned)
+        return code, again
 
     def _cancelled(self, claim: Claim) -> None:
         claim.plan.rundir.path.mkdir(parents=True, exist_ok=True)
-        claim.plan.rundir.say_state("CANCELLED", "cancelled; the same command goes on")
+        if claim.plan.rundir.state() != "COMPLETED":  # its worker may have died before it could say so
+            claim.plan.rundir.say_state("CANCELLED", "cancelled; the same command goes on")
 
     def _put_off(self, claim: Claim) -> None:
         """Another process trains the run: one that is dying, or another command's, whose result will do."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from launcher.runtime.files import append_json_line, read_json_lines
 
 _OF = "@"
 """Between an entry and the worker that claimed it. No host's name and no job's number has it."""
+
+_ENTRY = re.compile(rf"([0-9]{{6}}|[1-9][0-9]{{6,}})({_OF}.+)?")
+"""What ``entry_name`` makes, claimed or not; what else lies there (an editor's or NFS's files) is nobody's work."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Queue:
     def claims(self) -> dict[str, str]:
         """The worker of each entry that is claimed."""
         pairs = (name.partition(_OF) for name in _names(self.claimed))
-        return {entry: worker for entry, _, worker in pairs}
+        return {entry: worker for entry, _, worker in pairs if worker}
 
     def claim(self, entry: str, worker: str) -> bool:
         """Take ``entry`` for ``worker``; False: somebody was faster, or it does not wait."""
@@ -89,23 +93,34 @@ class Queue:
         Where machines do not share locks a worker seems gone that lives: then two run one member, and the run's lease
         (``launcher.runtime.lease``) lets one of them train.
         """
-        found = self.claims()
-        dead = {worker for worker in set(found.values()) if not self.is_alive(worker)}
-        return sum(self.give_back(entry, worker) for entry, worker in found.items() if worker in dead)
+        return sum(self._give_back_of_dead(worker) for worker in sorted(set(self.claims().values())))
+
+    def _give_back_of_dead(self, worker: str) -> int:
+        with self._lock_of_dead(worker) as is_dead:
+            mine = [entry for entry, claimant in self.claims().items() if claimant == worker] if is_dead else []
+            return sum(self.give_back(entry, worker) for entry in mine)
 
     def is_alive(self, worker: str) -> bool:
         """Whether ``worker`` or one of its children holds its lock."""
+        with self._lock_of_dead(worker) as is_dead:
+            return not is_dead
+
+    @contextmanager
+    def _lock_of_dead(self, worker: str) -> Iterator[bool]:
+        """Whether ``worker`` is dead; if so no other start of it begins in this block, to claim the same entries."""
         try:
             descriptor = os.open(self._lock(worker), os.O_RDWR)
         except FileNotFoundError:
-            return False
+            yield True
+            return
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return True
+            yield False
+        else:
+            yield True
         finally:
             os.close(descriptor)
-        return False
 
     @contextmanager
     def joined(self, worker: str) -> Iterator[None]:
@@ -163,5 +178,5 @@ def _rename(old: Path, new: Path) -> bool:
 
 def _names(folder: Path) -> list[str]:
     with suppress(FileNotFoundError):
-        return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+        return [path.name for path in folder.iterdir() if _ENTRY.fullmatch(path.name)]
     return []

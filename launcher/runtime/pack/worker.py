@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import MutableMapping
+from itertools import accumulate
 from pathlib import Path
 
 from launcher.runtime.device import named_gpus
@@ -64,8 +65,7 @@ class Members:
         try:
             with self._plans.open("rb") as file:
                 if not self._offsets:
-                    lengths = [len(line) for line in file]
-                    self._offsets = [sum(lengths[:i]) for i in range(len(lengths))]
+                    self._offsets = [0, *accumulate(len(line) for line in file)]
                 file.seek(self._offsets[int(entry)])
                 line = file.readline()
         except OSError as error:  # of the file, not of this member

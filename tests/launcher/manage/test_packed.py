@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 
 import pytest
@@ -112,6 +113,41 @@ def test_a_claimed_run_is_where_its_worker_is(sweep, slurm, slurms, state):
     sweep.claimed("aaa1", "12_0")
     slurm.queue(("12_0", slurms))
     assert sweep.states(slurm)["aaa1"].state == state
+
+
+@pytest.mark.parametrize(("others", "state"), [((("12_1", "RUNNING"),), "REQUEUED"), ((), "FAILED")])
+def test_what_a_lost_worker_had_is_the_others_and_lost_with_the_last(sweep, slurm, others, state):
+    sweep.claimed("aaa1", "12_0")
+    sweep.status("aaa1", "RUNNING", age_s=100)
+    slurm.queue(*others)
+    assert sweep.states(slurm)["aaa1"].state == state
+
+
+@pytest.mark.parametrize(("age_s", "state"), [(0, "RUNNING"), (100, "SUBMITTED")])
+def test_a_worker_that_was_started_by_hand_is_no_job_of_slurms(sweep, slurm, age_s, state):
+    sweep.claimed("aaa1", "n1.example.org.4711")
+    sweep.status("aaa1", "RUNNING", age_s=age_s)
+    slurm.queue(("12_1", "RUNNING"))
+    assert sweep.states(slurm)["aaa1"].state == state
+    assert not any("4711" in call or "n1" in call for call in slurm.called("sacct"))
+
+
+def test_a_run_that_was_left_to_a_process_which_is_gone_goes_on_with_the_same_command(sweep, slurm):
+    sweep.claimed("aaa1", "12_0")
+    sweep.ended("aaa1", "12_0", "RUNNING")
+    assert sweep.states(slurm)["aaa1"].is_active
+    sweep.status("aaa1", "RUNNING", age_s=100)
+    found = sweep.states(slurm)["aaa1"]
+    assert found.state == "STALLED" and found.is_over and not found.is_active
+    with sweep.dir.run("aaa1").lock():
+        assert sweep.states(slurm)["aaa1"].is_active
+
+
+def test_runs_whose_queue_was_removed_can_be_cancelled(sweep, slurm):
+    sweep.claimed("aaa1", "12_0")
+    shutil.rmtree(sweep.queue.path)
+    slurm.queue(("12_0", "RUNNING"))
+    assert main(["cancel", "aaa1", "bbb2", "--grace", "0"]) == 0
 
 
 def test_without_slurm_what_waits_is_submitted(sweep):

@@ -128,6 +128,12 @@ def test_members_share_workers_and_one_that_fails_touches_no_other(repo):
     assert all(len(repo.starts(seed)) == 1 for seed in (1, 2, 4, 5))
 
 
+def test_workers_that_cannot_even_begin_are_a_failure_and_no_stop(repo):
+    code, said = repo.type(*PACKED, "trainer.seed=1,2,3", "site.python=/bin/false")
+    assert code == 1 and "3 of 3 runs failed" in said and "did not even begin" in said, said
+    assert "stopped" not in said and set(repo.states().values()) == {None}
+
+
 def test_ctrl_c_saves_and_the_same_command_goes_on_without_a_step_done_again(repo):
     command = repo.start(*PACKED, "trainer.seed=1,2,3,4")
     until(lambda: len(repo.runs()) == 4)

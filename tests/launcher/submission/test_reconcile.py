@@ -157,3 +157,14 @@ def test_those_left_as_failed_end_a_command_that_waits(jobs):
         require_none_failed(_sweep(jobs), found)
     assert caught.value.code == ExitCode.USER_ERROR
     require_none_failed(_sweep(jobs), found[:1])
+
+
+def test_foreign_lines_in_a_sweeps_files_hide_no_member(tmp_path):
+    sweep = SweepDir(tmp_path)
+    sweep.members.write_text('{"run_id": "a", "overrides": ["x=1"]}\n{"mine": 1}\n[]\n{"run_id": 3}\n{"run_id": "b"}\n')
+    assert sweep.read_members() == {"a": ["x=1"], "b": []}
+    sweep.add_members([("a", ()), ("c", ("x=2",))])
+    assert sweep.read_members() == {"a": ["x=1"], "b": [], "c": ["x=2"]}
+    for said in ('{"requests": [1, {"metric": "m"}]}', '{"requests": {}}', "{}"):
+        sweep.requests.write_text(said)
+        assert sweep.read_requests() == ([{"metric": "m"}] if "metric" in said else [])

@@ -395,9 +395,7 @@ def test_of_two_commands_at_once_one_wins(sweep):
     jobs = sweep.jobs(2)
     with sweep.dir.locked():
         assert sweep.submit_elsewhere(jobs) == 1
-        with pytest.raises(
-            UserError, match="submitting it or runs it here; this one changed nothing"
-        ):
+        with pytest.raises(UserError, match="submitting it or runs it here; this one changed nothing"):
             sweep.submit(jobs)
     assert sweep.slurm.submitted == []
     sweep.submit(jobs)

@@ -83,6 +83,16 @@ def test_all_that_does_not_fit_is_told_at_once(typed: Typed):
         assert word in done.stderr
 
 
+def test_workers_that_this_machine_has_no_gpus_for_are_refused(typed: Typed, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    gpus = ("hydra/launcher=submitit_local", "hardware.device=cuda", "hardware.gpus_per_node=1")
+    ended = typed(SEARCH, *gpus)
+    assert (ended.returncode, ended.stderr.strip()) == (
+        1, "error: hardware.gpus_per_node=1: this machine shows 0 GPUs",
+    )  # fmt: skip
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_option_that_does_not_exist_is_bad_usage(typed: Typed):
     done = typed(SEARCH, "--worker", "2", "--triels", "3")
     assert done.returncode == 2 and "--triels" in done.stderr

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from launcher.runtime.errors import UserError
+from launcher.runtime.pack.crew import Unreadable
 from launcher.runtime.signals import StopFlag
 from sweeps.study.definition import Limits
 from sweeps.study.reporter import Reporter
+from sweeps.study.show import show
 from sweeps.study.trials import Trials
 from tests import killed_at
 from tests.sweeps.study.lab import assert_whole, definition, made, pretend, trials, work
@@ -44,6 +47,19 @@ def test_more_trials_extend_a_study_and_what_is_done_stays(tmp_path: Path):
     assert work(folder) == 2
     assert [(trial.params, trial.value) for trial in trials(folder)][:3] == before
     assert_whole(folder, 5)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_study_whose_storage_is_gone_is_not_begun_anew_by_looking_or_by_going_on(tmp_path: Path, storage: str):
+    folder = made(tmp_path, definition(tmp_path, n_trials=2, storage=storage))
+    work(folder)
+    file = folder.journal if storage == "journal" else folder.database
+    file.unlink()
+    with pytest.raises(UserError, match=f"{file.name}: is gone, and .*trials holds its trials"):
+        show(folder)
+    with pytest.raises(UserError, match="is gone"):
+        made(tmp_path, definition(tmp_path, n_trials=5, storage=storage))
+    assert not file.exists()
 
 
 def test_no_trial_begins_after_the_time_is_over(tmp_path: Path):
@@ -181,3 +197,21 @@ def test_a_worker_may_be_killed_after_any_step(tmp_path: Path, storage: str, eac
         assert_whole(folder, 3)
         killed, after = killed + 1, after + each
     assert killed > 20
+
+
+@pytest.mark.parametrize("said", [None, "{", '{"plan": {}}', "{}"])
+def test_a_trial_whose_file_is_gone_or_damaged_has_failed_and_the_others_run(tmp_path: Path, said: str | None):
+    folder = made(tmp_path, what := definition(tmp_path, n_trials=3))
+    with folder.queue.joined("me"):
+        source = Trials(folder, what, "me")
+        claim = source.claim(frozenset())
+        assert claim is not None
+        source.give_back(claim)
+        folder.trial(0).unlink()
+        if said is not None:
+            folder.trial(0).write_text(said)
+        with pytest.raises(Unreadable, match="the trial cannot be run"):
+            source.claim(frozenset())
+    assert work(folder) == 2
+    assert [trial.state.name for trial in trials(folder)] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert folder.queue.list_ended() == ["000000", "000001", "000002"]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from launcher.runtime.errors import ExitCode, UserError
+from launcher.runtime.errors import ExitCode, InUse, UserError
 from launcher.runtime.pack import crew as crew_module
 from launcher.runtime.pack.crew import Claim, Crew
 from launcher.runtime.signals import StopFlag
@@ -140,3 +140,51 @@ def test_a_child_is_not_the_parent_in_what_it_leaves(tmp_path, work, capfd):
     assert work(Members(*claims(tmp_path, 1)), run) == 0
     out, err = capfd.readouterr()
     assert (out, err.count("from the child")) == ("from the parent", 1)
+
+
+class Taken(Members):
+    """A member that another process trains; who gives it back sees another worker take it."""
+
+    asked = 0
+
+    def claim(self, leave):
+        self.asked += 1
+        assert self.asked < 20, "it waits for what another worker has"
+        return super().claim(leave)
+
+    def give_back(self, claim):
+        self.taken = claim
+
+
+def test_a_worker_does_not_wait_for_a_member_that_another_worker_has_taken(tmp_path, monkeypatch, work):
+    monkeypatch.setattr(crew_module, "_BUSY_PAUSE_S", 0.0)
+    monkeypatch.setattr(crew_module, "_LOOK_EVERY_S", 0.0)
+
+    def in_use(claim, stop, gpu):
+        raise InUse("another process is training it")
+
+    source = Taken(*claims(tmp_path, 1))
+    assert work(source, in_use) == 0
+    assert source.taken.entry == "000000" and source.ended == {}
+
+
+def test_what_is_completed_stays_so_where_it_is_cancelled_after_its_worker_died(tmp_path, work):
+    class Cancelled(Members):
+        def is_cancelled(self, claim):
+            return True
+
+    source = Cancelled(*claims(tmp_path, 2))
+    done, waits = (claim.plan.rundir for claim in source.waiting)
+    done.path.mkdir(parents=True)
+    done.write_status(state="COMPLETED")
+    assert work(source, lambda claim, stop, gpu: 0) == 0
+    assert (done.state(), waits.state()) == ("COMPLETED", "CANCELLED") and len(source.ended) == 2
+
+
+def test_a_member_whose_folder_cannot_be_written_touches_no_other(tmp_path, work, capfd):
+    first, second = claims(tmp_path, 2)
+    first.plan.rundir.status.mkdir(parents=True)  # in the place of a file
+    source = Members(first, second)
+    assert work(source, lambda claim, stop, gpu: int(claim is first)) == ExitCode.TRAINING_FAILED
+    assert source.ended == {"000000": 1, "000001": 0}
+    assert str(first.plan.rundir.status) in capfd.readouterr().err

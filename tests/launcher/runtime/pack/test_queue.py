@@ -150,6 +150,30 @@ def test_names_with_an_underscore_and_a_dot_stay_whole(queue):
     assert queue.claims() == {ENTRIES[0]: "node.example-1.org.17"}
 
 
+def test_what_else_lies_in_the_folders_is_nobodys_work(queue):
+    for name in (".nfs0001", "000001~", "0000010", "-00001", "notes", "a@b"):
+        (queue.waiting / name).touch(), (queue.ended / name).touch(), (queue.claimed / name).touch()
+    (queue.claimed / "000002").touch()
+    assert queue.list_waiting() == ENTRIES and queue.list_ended() == [] and queue.claims() == {}
+    queue.claim(ENTRIES[0], "a@b")
+    assert queue.claims() == {ENTRIES[0]: "a@b"} and queue.give_back_of_dead() == 1
+
+
+def test_no_other_start_of_a_dead_worker_comes_between(queue, monkeypatch):
+    """It may claim the same entry under the same name; that is not to be taken from it."""
+    with queue.joined("12_0"):
+        queue.claim(ENTRIES[1], "12_0")
+    locked, give_back = [], Queue.give_back
+
+    def watched(self, entry, worker):
+        locked.append(self.is_alive(worker))
+        return give_back(self, entry, worker)
+
+    monkeypatch.setattr(Queue, "give_back", watched)
+    assert queue.give_back_of_dead() == 1 and locked == [True]
+    assert not queue.is_alive("12_0")
+
+
 def test_filling_again_adds_only_what_is_new_where_nothing_was_claimed(queue):
     queue.fill([*ENTRIES, "000009"])
     assert queue.list_waiting() == [*ENTRIES, "000009"]

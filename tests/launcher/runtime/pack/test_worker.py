@@ -153,6 +153,15 @@ def test_a_damaged_line_is_told_and_the_others_run(bench):
     assert bench.finished() == [1] and bench.queue.list_ended() == ["000000", "000001"]
 
 
+def test_an_entry_that_has_no_plan_is_told_and_the_others_run(bench):
+    bench.submit("end")
+    bench.queue.fill(["000001", "000007"])
+    (bench.queue.waiting / "000000~").touch()
+    code, said = bench.end(bench.start())
+    assert code == 3 and said.count("holds no plan") == 2 and "Traceback" not in said
+    assert bench.finished() == [0] and bench.queue.list_ended() == ["000000", "000001", "000007"]
+
+
 @pytest.mark.parametrize("how", ["withdrawn", "cancelled"])
 def test_a_worker_of_a_submission_that_was_given_up_does_nothing(bench, how):
     bench.submit("end")
