@@ -94,7 +94,7 @@ def run_here(wanted: Wanted, parallel: int | None, env: Mapping[str, str]) -> di
     Raises:
         RunsNotDone: some failed or were stopped, or FAILED before and were left as they are.
     """
-    from launcher.submission.local_queue import run_all
+    from launcher.submission.local_queue import require_room, run_all
 
     found = wanted.done_already()
     if found is not None:
@@ -103,6 +103,8 @@ def run_here(wanted: Wanted, parallel: int | None, env: Mapping[str, str]) -> di
     else:
         with wanted.sweep.locked():  # to the end: another queue would take the same runs
             found = wanted.decide()
+            for job in wanted.chosen(found):
+                require_room(job, env)
             tell(wanted.sweep, found)
             _say_done(wanted.sweep, found)
             begin = wanted.prepare(found)

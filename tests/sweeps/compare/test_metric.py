@@ -53,8 +53,8 @@ def test_and_from_its_status_where_it_has_no_curve(folder, answer):
 
 
 def test_before_any_run_is_done_its_curves_tell_where_the_metric_stands(folder, answer):
-    write_json(SweepDir(folder).requests, {"requests": [{"metric": "best_val_loss", "direction": "minimize"}]})
     made_run(folder, state="RUNNING", curve={1: 3.0, 2: 4.0})
+    write_json(SweepDir(folder).requests, {"requests": [{"metric": "best_val_loss", "direction": "minimize"}]})
     told = answer(folder)
     assert (told["metric"], told["runs"][0]["value"]) == ("best_val_loss", 3.0)
 

@@ -69,9 +69,9 @@ class GridSweeper(BasicSweeper):
             return [launcher.launch_members(members, goal=goal)]
         from launcher.submission.in_process import foretell
 
-        foretell(members)
         if goal is not None:
             members = record_here(members, goal, Path.cwd())
+        foretell(members)
         results: list[Sequence[JobReturn]] = []
         for batch in self.split_overrides_to_chunks([list(m.overrides) for m in members], size):
             results.append(launcher.launch(list(batch), initial_job_idx=sum(map(len, results))))
