@@ -22,6 +22,7 @@ Compare runs: which is best, how sure that is, which setting mattered.
 Measure this machine (all of it, or one): speeds as ratios from one run, the two sides taking turns.
 
   python -m sweeps bench step      an optimizer step of model=seemore against a plain implementation
+  python -m sweeps bench ranks     two ranks that train together against two processes that do not talk
   python -m sweeps bench save      what a save costs the training loop, and the restore, against torch.save
   python -m sweeps bench loader    a warm epoch of the loader against pandas + base64 + Pillow
   python -m sweeps bench memory    memory of indexing and reading a large CSV

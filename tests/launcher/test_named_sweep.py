@@ -202,6 +202,16 @@ class TestGoal:
         with pytest.raises(UserError, match=r"metric=t: is 'x'"):
             Goal("t", "minimize", "x").value(done)
 
+    @pytest.mark.parametrize(
+        ("metric", "doubt"),
+        [
+            ("bset_val_loss", "did you mean 'best_val_loss'?"), ("best_val_loss", ""), ("val/loss", ""), ("f1", ""),
+        ],
+    )  # fmt: skip
+    def test_a_metric_that_looks_misspelt_is_doubted_before_hours_of_training(self, metric, doubt):
+        said = Goal(metric, "minimize", "mine").doubt()
+        assert doubt in said and bool(said) == bool(doubt)
+
     def test_a_folder_belongs_to_one_sweep_and_one_task(self, tmp_path):
         folder = SweepDir(tmp_path / "runs")
         require_same_sweep(folder, Goal("m", "minimize", "one"), ["a:b"])
