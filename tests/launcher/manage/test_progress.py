@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from launcher.manage.progress import Pace, progress_of, told
 from launcher.manage.states import RunState
-from launcher.manage.survey import look_again, survey
+from launcher.manage.status import show_status
+from launcher.manage.survey import look_again, open_workers, survey
 from launcher.manage.targets import Target
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sweepdir import SweepDir
+from tests.launcher.recorded_slurm import RecordedSlurm
 
 
 def state(
@@ -79,3 +81,21 @@ def test_of_what_is_done_no_file_is_read_again(tmp_path: Path, monkeypatch):
     assert [(s.run_id, s.state, s.total_steps) for s in now.states] == [
         ("a", "COMPLETED", None), ("b", "COMPLETED", 9), ("c", "COMPLETED", None),
     ]  # fmt: skip
+
+
+def test_a_study_is_watched_for_as_long_as_a_worker_may_begin_a_trial(tmp_path: Path, capsys, monkeypatch):
+    sweep, slurm = SweepDir(tmp_path / "found"), RecordedSlurm(tmp_path / "slurm")
+    sweep.run("a").path.mkdir(parents=True)
+    sweep.run("a").plan.write_text("{}")
+    sweep.run("a").status.write_text(json.dumps({"state": "COMPLETED"}))
+    sweep.add_event("intent", "tok", runs=[], slurm_conf=None, logs=None, workers=2)
+    sweep.add_event("submitted", "tok", job_id="7")
+    script = str(sweep.script("tok"))
+    slurm.queue(("7_0", "PENDING"), script=script)
+    looks, jobs = tmp_path / "looks", tmp_path / "slurm" / "squeue.out"
+    slurm.does("squeue", f"echo >> {looks}; [ $(wc -l < {looks}) -lt 3 ] || : > {jobs}")
+    assert [names for _, names in open_workers(sweep, slurm.env)] == [["7_0"]]
+    monkeypatch.setattr("launcher.manage.status._LOOK_EVERY_S", 0.01)
+    assert show_status(sweep.path, slurm.env, watch=True, as_json=False) == 0
+    assert len(looks.read_text()) == 3, "asked until no worker was left"
+    assert "1 COMPLETED" in capsys.readouterr().out
