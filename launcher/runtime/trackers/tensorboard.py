@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ class TensorBoard:
 
     def __init__(self, rundir: RunDir, config: Mapping[str, Any], science: Mapping[str, Any], step: int) -> None:
         self._science = science
+        _await_next_second(rundir.tensorboard)
         # At step 0 too: it drops what an attempt without a checkpoint left, and TensorBoard heeds only later marks.
         self._writer = SummaryWriter(str(rundir.tensorboard), purge_step=step + 1 if step else 0, flush_secs=10)
         self._writer.add_text("config", f"```json\n{json.dumps(config, indent=2)}\n```", step)
@@ -46,6 +49,17 @@ class TensorBoard:
             # run_name ".": the same run, not a sub-run named by the clock
             self._writer.add_hparams(_hparams(self._science), numbers, run_name=".")
         self._writer.close()
+
+
+def _await_next_second(folder: Path) -> None:
+    """Where an earlier attempt began in this very second, let it pass.
+
+    Event files are read in the order of their names, which tell the second, and then the process (tensorboard's
+    ``EventFileWriter``): what this attempt writes would be taken for the older part.
+    """
+    now = time.time()
+    if any(f".{int(now):010d}." in path.name for path in folder.glob("events.*")):
+        time.sleep(1 - now % 1)
 
 
 def _hparams(science: Mapping[str, Any]) -> dict[str, int | float | str | bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import warnings
 
 import numpy as np
@@ -117,6 +118,18 @@ def test_going_on_after_a_step_drops_what_an_earlier_attempt_wrote_beyond_it(run
     served = AsServed(str(rundir.tensorboard)).Reload()  # as TensorBoard itself reads them
     assert [event.step for event in served.Tensors("config/text_summary")] == sorted({0, step})
     assert [event.step for event in served.Tensors("train/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_attempts_that_begin_in_one_second_are_read_in_their_order(rundir, monkeypatch):
+    """Their files' names differ by the process alone, and as text 10 stands before 9."""
+    time.sleep(1 - time.time() % 1)  # or the second would be another one by chance
+    for pid, steps in ((9, (1, 2)), (10, (3, 4))):
+        monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.os.getpid", lambda pid=pid: pid)
+        board = opened(rundir, steps[0] - 1)
+        for step in steps:
+            board.log({"train/loss": float(step)}, step)
+        board.finish({})
+    assert [event.step for event in read(rundir).Scalars("train/loss")] == [1, 2, 3, 4]
 
 
 def test_it_is_started_by_its_name(rundir):

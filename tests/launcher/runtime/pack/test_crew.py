@@ -10,6 +10,7 @@ import pytest
 
 from launcher.runtime.errors import ExitCode, InUse, UserError
 from launcher.runtime.pack import crew as crew_module
+from launcher.runtime.pack.child import Child
 from launcher.runtime.pack.crew import Claim, Crew
 from launcher.runtime.signals import StopFlag
 from tests.launcher.runtime.pack.members import member_plan, note
@@ -109,13 +110,22 @@ def test_a_bug_of_ours_leaves_no_child_behind(tmp_path, monkeypatch, work):
     def broken(self):
         raise ZeroDivisionError("oh")
 
+    pids = []
+
+    class Noted(Child):
+        def __init__(self, work):
+            super().__init__(work)
+            pids.append(self.pid)
+
     monkeypatch.setattr(Crew, "_look_after", broken)
+    monkeypatch.setattr(crew_module, "Child", Noted)
     source = Members(*claims(tmp_path, 1))
     with pytest.raises(ZeroDivisionError):
         work(source, lambda claim, stop, gpu: signal.pause() or 0)
     assert [claim.entry for claim in source.waiting] == ["000000"]
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    (pid,) = pids
+    with pytest.raises(ChildProcessError):  # reaped: no other process of this one is asked for
+        os.waitpid(pid, os.WNOHANG)
 
 
 def test_a_completed_member_whose_process_was_killed_is_done(tmp_path, work):
