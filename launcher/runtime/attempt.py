@@ -141,7 +141,6 @@ class _Attempt:
     def _lost(self, message: str) -> None:
         end_now(
             ExitCode.STOPPED_NOT_SAVED,
-            lambda: log.error("%s", message),
             lambda: self.failed(Superseded(message)),
             self.ended,
         )
@@ -188,7 +187,9 @@ class _Attempt:
         else:
             self._code, self._reason = ExitCode.BUG, f"{type(meant).__name__}: {meant}"
             log.error("the task raised", exc_info=meant)
-        if isinstance(meant, PeerLost):
+        if isinstance(
+            meant, PeerLost | Superseded
+        ):  # seen by the watchdog or by the training loop, whichever looks first
             log.error("%s", meant)
         if not isinstance(meant, KeyboardInterrupt):
             record_failure(self._rundir, self._world, self._number, meant, self._code)

@@ -220,6 +220,9 @@ def assert_same(run: Run, whole: Run) -> None:
     run.wait_for("COMPLETED", "FAILED", "CANCELLED")
     whole.wait_for("COMPLETED", "FAILED", "CANCELLED")
     assert (run.state, whole.state) == ("COMPLETED", "COMPLETED"), run.story()
+    run.wait(
+        lambda: {event["attempt"] for event in run.events("end")} >= {run.events("start")[-1]["attempt"]}
+    )  # said last
     assert len(whole.events("start")) == 1, "something happened to the other run, too"
     assert run.read("summary.json")["weights_sha256"] == whole.read("summary.json")["weights_sha256"], run.story()
     assert samples(run) == samples(whole) and max(samples(run).values()) == 1, run.story()
