@@ -108,9 +108,7 @@ def _read(rundir: RunDir) -> Run:
     except UserError as error:
         problems.append(str(error))
     try:
-        series = read_series(rundir.metrics)
-    except FileNotFoundError:
-        pass  # it has logged nothing yet
+        series = read_series(rundir.metrics) if rundir.metrics.exists() else {}  # it may have logged nothing yet
     except OSError as error:
         problems.append(f"{rundir.metrics}: {error.strerror}")
     state = str(status.get("state") or summary.get("status") or "PLANNED")

@@ -10,11 +10,10 @@ import argparse
 import os
 import sys
 
-from launcher.runtime.errors import ExitCode, UserError, guarded
+from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.pack.crew import Claim
 from launcher.runtime.pack.queue import Queue
-from launcher.runtime.pack.worker import admitted, arguments, work
-from launcher.runtime.parent import end_with_parent
+from launcher.runtime.pack.worker import admitted, door, work
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
 from sweeps.study.folder import StudyDir
@@ -25,13 +24,7 @@ from sweeps.study.trials import Trials
 
 def main() -> int:
     """The door; returns its exit code."""
-    stop = StopFlag()
-    stop.install()  # before the seconds that importing torch takes
-    if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
-        end_with_parent()
-    code = guarded(lambda: _work(arguments("sweeps.study.worker"), stop))
-    stop.ignore()
-    return code
+    return door("sweeps.study.worker", _work)
 
 
 def _work(args: argparse.Namespace, stop: StopFlag) -> int:

@@ -11,7 +11,7 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from itertools import accumulate
 from pathlib import Path
 
@@ -82,11 +82,16 @@ class Members:
 
 def main() -> int:
     """The door; returns its exit code."""
+    return door("launcher.runtime.pack.worker", _work)
+
+
+def door(module: str, work: Callable[[argparse.Namespace, StopFlag], int]) -> int:
+    """The life of a worker's process that ``python -m MODULE`` has started; returns its exit code."""
     stop = StopFlag()
     stop.install()  # before the seconds that importing torch takes
     if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
         end_with_parent()
-    code = guarded(lambda: _work(arguments("launcher.runtime.pack.worker"), stop))
+    code = guarded(lambda: work(arguments(module), stop))
     stop.ignore()
     return code
 
