@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString, ValueType
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.compose import COMPOSITION_ERRORS, plain, require_printable, told
@@ -28,6 +28,8 @@ from launcher.runtime.sections import flat
 _OTHER_KEY = re.compile(r"\$\{(?!oc\.env:)")
 """An interpolation that may read another key: ``${optim.lr}``, ``${oc.select:optim.lr}``, or all overrides as
 ``${hydra.job.override_dirname}`` does. ``${oc.env:HOME}`` alone cannot."""
+_WHOLE_NUMBER = re.compile(r"([a-z_]\w*(?:\.[a-z_]\w*)+)=(-?(?:0|[1-9]\d*))", re.ASCII)
+"""What a range of seeds is made of: ``trainer.seed=17``. Hydra's parser takes half a millisecond for each."""
 _MISSING = "???"
 _OF_A_RUN = ("hydra/launcher", "hydra.launcher.", "hydra.searchpath")
 """Keys of Hydra's own section that say something of each run."""
@@ -243,7 +245,9 @@ def _count(problems: dict[str, int], problem: str) -> None:
 
 @cache
 def _parse(text: str) -> Override:
-    return _parser().parse_override(text)
+    if (number := _WHOLE_NUMBER.fullmatch(text)) is None:
+        return _parser().parse_override(text)
+    return Override(OverrideType.CHANGE, number[1], ValueType.ELEMENT, int(number[2]), input_line=text)
 
 
 @cache

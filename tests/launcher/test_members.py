@@ -9,13 +9,15 @@ import pytest
 from hydra import initialize_config_module
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra_plugins.seemore._queues import register
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.compose import COMPOSITION_ERRORS
-from launcher.members import Composer, complete_members, member_of
+from launcher.members import Composer, _parse, complete_members, member_of
 from launcher.named_sweep import read_sweep
 from launcher.plan import make_plan
 from launcher.runtime.errors import UserError
@@ -130,6 +132,22 @@ def test_what_makes_no_config_without_its_plain_values_is_left_to_hydra(hydra):
     composer = composer_of(hydra)
     composer._stems[()] = None
     assert_like_hydra(composer, ["optim.lr=5", "trainer.seed=3"])
+
+
+@given(
+    key=st.from_regex(r"[a-z_]\w{0,3}(\.[a-z_]\w{0,3}){0,2}", fullmatch=True),
+    sign=st.sampled_from(["", "", "-", "+"]),
+    number=st.one_of(st.integers(0, 10**20).map(str), st.from_regex(r"[0-9_]{1,4}", fullmatch=True)),
+)
+def test_a_number_is_read_as_hydra_reads_it(key, sign, number):
+    text = f"{key}={sign}{number}"
+    try:
+        theirs = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return
+    ours = _parse(text)
+    assert ours == theirs
+    assert type(ours.value()) is type(theirs.value())
 
 
 def test_hydra_composes_once_for_a_grid_of_plain_values(hydra, monkeypatch):
