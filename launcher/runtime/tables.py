@@ -17,9 +17,9 @@ class StepTable:
 
     def __init__(self, path: Path, header: Sequence[str], step: int) -> None:
         """Open ``path`` to go on after ``step``; 0 starts it anew."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([header, *_rows_up_to(path, step)])
-        write_atomic(path, text.getvalue().encode())
+        text, kept = io.StringIO(), _rows_up_to(path, step)
+        csv.writer(text, lineterminator="\n").writerows([header, *kept])
+        write_atomic(path, text.getvalue().encode(), durable=bool(kept))  # a new table has nothing to lose yet
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file, lineterminator="\n")
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from launcher.runtime import shared_average
-from launcher.runtime.checkpoint import saver
+from launcher.runtime.checkpoint import writing
 from launcher.runtime.session import Session
 from vlm import task, trainer
 from vlm.data.loader import StepDataset
@@ -76,7 +76,7 @@ def slow_gloo(session: Session) -> dict[str, Any]:
 
 def slow_disk(session: Session) -> dict[str, Any]:
     """Each file of a checkpoint takes 50 ms to write."""
-    with _slowed(saver, "write_file", 0.05):
+    with _slowed(writing, "write_file", 0.05):
         return task.train(session)
 
 

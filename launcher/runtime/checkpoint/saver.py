@@ -26,7 +26,7 @@ from typing import Any
 from launcher.runtime.checkpoint.manifest import Manifest, xxh3
 from launcher.runtime.checkpoint.reading import tensors_file, values_file
 from launcher.runtime.checkpoint.snapshot import Camera, Snapshot
-from launcher.runtime.checkpoint.writing import commit, make_aside, remove, write_file, write_values
+from launcher.runtime.checkpoint.writing import as_json, commit, link_or_write, make_aside, remove
 from launcher.runtime.distributed import Channel
 from launcher.runtime.lease import Lease, Superseded
 from launcher.runtime.rundir import RunDir, checkpoint_of
@@ -82,6 +82,8 @@ class Saver:
         self._channel = Channel()
         self._thread: threading.Thread | None = None
         self._verified: list[Path] = []
+        self._light: tuple[Path, dict[str, dict[str, Any]]] | None = None
+        """The last checkpoint of weights and its entries by name: often the best weights are the final ones too."""
         if restored is not None:
             self._verified.append(restored)
             self.committed = self.requested = (checkpoint_of(restored.name) or ("", 0, 0))[1]
@@ -169,8 +171,9 @@ class Saver:
         self._author.lease.require()  # before what another attempt is writing is taken for a crashed save's
         aside = make_aside(self._rundir, final, snapshot.n_bytes)
         try:
-            entries, _ = self._write(snapshot, aside, {})
+            entries, _ = self._write(snapshot, aside, {}, self._light)
             self._commit(aside, final, wish, entries)
+            self._light = final, {entry["name"]: entry for entry in entries}
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         for old in self._rundir.list_checkpoints(wish.kind):
@@ -209,20 +212,34 @@ class Saver:
             self._prune(final)
 
     def _write(
-        self, snapshot: Snapshot, aside: Path, theirs: Mapping[str, str]
+        self,
+        snapshot: Snapshot,
+        aside: Path,
+        theirs: Mapping[str, str],
+        light: tuple[Path, Mapping[str, Mapping[str, Any]]] | None = None,
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """Write what differs from ``theirs``, rank 0's checksums by entry; returns manifest entries and checksums."""
+        """Write what differs from ``theirs``, rank 0's checksums by entry; returns manifest entries and checksums.
+
+        Files of the checkpoint ``light`` that have the same content are shared with it.
+        """
         rank = self._world.rank
-        written, files, checksums = [], {}, {}
+        written: list[dict[str, Any]] = []
+        files, checksums = {}, {}
+        folder, known = light or (aside, {})
+
+        def put(name: str, data: memoryview) -> None:
+            twin = folder / name if name in known else None
+            written.append(link_or_write(aside / name, data, twin, known.get(name, {})))
+
         for entry, image in snapshot.images.items():
             data = image.memory.numpy().data
             if entry in theirs and xxh3(data) == theirs[entry]:
                 files[entry] = tensors_file(entry, 0)
                 continue
             files[entry] = tensors_file(entry, rank)
-            written.append(write_file(aside / files[entry], data))
+            put(files[entry], data)
             checksums[entry] = written[-1]["xxh3"]
-        written.append(write_values(aside / values_file(rank), {"state": snapshot.trees, "files": files}))
+        put(values_file(rank), as_json({"state": snapshot.trees, "files": files}))
         return written, checksums
 
     def _commit(self, aside: Path, final: Path, wish: Wish, entries: Sequence[Mapping[str, Any]]) -> None:

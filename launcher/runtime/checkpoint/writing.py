@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from launcher.runtime.checkpoint.manifest import NAME, Manifest
+from launcher.runtime.checkpoint.manifest import NAME, Manifest, xxh3
 from launcher.runtime.files import sync_folder, write_atomic
 from launcher.runtime.rundir import RunDir
 
@@ -62,6 +62,20 @@ def write_file(path: Path, data: memoryview) -> dict[str, Any]:
     return {"name": path.name, "bytes": len(data), "xxh3": digest.hexdigest()}
 
 
+def link_or_write(path: Path, data: memoryview, twin: Path | None, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """``write_file``; where ``twin`` has the same content, another name of that file (link(2)) instead.
+
+    Args:
+        twin: a file that was written and fsynced before.
+        entry: its entry of a manifest.
+    """
+    if twin is not None and entry["bytes"] == len(data) and entry["xxh3"] == xxh3(data):
+        with suppress(OSError):  # it is gone, or a file system without links: then it is written
+            path.hardlink_to(twin)
+            return dict(entry)
+    return write_file(path, data)
+
+
 def _pass_page_cache(descriptor: int) -> None:
     """Have the disk fetch what is written from our memory, where it can (O_DIRECT, open(2)).
 
@@ -83,9 +97,9 @@ def _write(descriptor: int, chunk: memoryview) -> None:
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
 
 
-def write_values(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """``write_file`` of ``values`` as JSON."""
-    return write_file(path, memoryview(json.dumps(values, separators=(",", ":")).encode()))
+def as_json(values: Mapping[str, Any]) -> memoryview:
+    """``values`` as a file of a checkpoint holds them."""
+    return memoryview(json.dumps(values, separators=(",", ":")).encode())
 
 
 def commit(rundir: RunDir, aside: Path, final: Path, manifest: Manifest) -> None:

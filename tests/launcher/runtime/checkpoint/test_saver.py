@@ -109,6 +109,15 @@ def test_a_new_best_replaces_the_one_before_and_nothing_else(tmp_path):
     assert load(best)["step"] == 2
 
 
+def test_final_weights_that_are_the_best_ones_share_their_files(tmp_path):
+    saver = make_saver(tmp_path)
+    best, final = save(saver, 2, kind="best", metric=0.4), save(saver, 2, kind="final")
+    shared = [file.name for file in final.iterdir() if file.samefile(best / file.name)]
+    assert sorted(shared) == ["model.safetensors", "rank0000.json"]
+    later = save(saver, 3, kind="best", metric=0.3)
+    assert steps(tmp_path, "best") == [3] and load(final)["step"] == 2 and load(later)["step"] == 3
+
+
 def test_only_the_entries_asked_for_are_in_a_checkpoint(tmp_path):
     saver, content = make_saver(tmp_path), state(3)
     saver.start(content, [wish(3, {"model": 1, "step": 1}, "best", 0.5), wish(3, content)])

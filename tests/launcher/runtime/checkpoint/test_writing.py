@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from launcher.runtime.checkpoint.manifest import xxh3
-from launcher.runtime.checkpoint.writing import make_aside, remove, write_file, write_values
+from launcher.runtime.checkpoint.writing import as_json, link_or_write, make_aside, remove, write_file
 from launcher.runtime.rundir import RunDir
 from tests.conftest import REPOSITORY
 from tests.launcher.runtime.saving import litter, make_saver, save, state, steps
@@ -44,8 +44,20 @@ def test_an_empty_file_and_short_writes(tmp_path, monkeypatch):
 def test_a_file_is_synced_before_it_counts(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
-    write_values(tmp_path / "a.json", {"a": 1})
+    write_file(tmp_path / "a.json", as_json({"a": 1}))
     assert synced == [(tmp_path / "a.json").stat().st_size]
+
+
+def test_what_is_there_with_the_same_content_gets_another_name(tmp_path):
+    twin, data = tmp_path / "twin", memoryview(b"weights")
+    entry = write_file(twin, data)
+    assert link_or_write(tmp_path / "a", data, twin, entry) == entry
+    assert (tmp_path / "a").samefile(twin)
+    other = link_or_write(tmp_path / "b", memoryview(b"WEIGHTS"), twin, entry)
+    assert other["xxh3"] != entry["xxh3"] and (tmp_path / "b").read_bytes() == b"WEIGHTS"
+    twin.unlink()
+    assert link_or_write(tmp_path / "c", data, twin, entry)["xxh3"] == entry["xxh3"]
+    assert (tmp_path / "c").read_bytes() == data and not (tmp_path / "c").samefile(tmp_path / "a")
 
 
 def test_what_is_there_is_never_overwritten(tmp_path):
