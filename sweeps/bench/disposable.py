@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ def cluster(slurm_conf: str | None) -> Iterator[str]:
     if slurm_conf:
         yield slurm_conf
         return
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+    with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         where = ["--dir", f"{folder}/c"]
         up = subprocess.run(
             [sys.executable, "-m", "slurm", "up", *where], stdout=subprocess.PIPE, text=True, check=True
@@ -25,3 +26,13 @@ def cluster(slurm_conf: str | None) -> Iterator[str]:
             yield shlex.split(up.stdout)[1].partition("=")[2]
         finally:
             subprocess.run([sys.executable, "-m", "slurm", "down", *where], check=True)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind what is open, as Ctrl-C does: else daemons and jobs would be left running."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
