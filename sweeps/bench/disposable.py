@@ -19,10 +19,9 @@ def cluster(slurm_conf: str | None) -> Iterator[str]:
         return
     with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         where = ["--dir", f"{folder}/c"]
-        up = subprocess.run(
-            [sys.executable, "-m", "slurm", "up", *where], stdout=subprocess.PIPE, text=True, check=True
-        )
         try:
+            words = [sys.executable, "-m", "slurm", "up", *where]
+            up = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
             yield shlex.split(up.stdout)[1].partition("=")[2]
         finally:
             subprocess.run([sys.executable, "-m", "slurm", "down", *where], check=True)

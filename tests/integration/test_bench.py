@@ -34,6 +34,6 @@ def test_a_benchmark_that_is_ended_leaves_no_cluster_behind():
         )
         assert bench.stderr is not None and "nodes are up" in bench.stderr.readline()
         bench.send_signal(signal.SIGTERM)
-        said = bench.communicate(timeout=120)[0]
+        said = bench.communicate(timeout=120)[1]
         left = list(Path(folder).iterdir())
     assert (bench.returncode, left) == (128 + signal.SIGTERM, []) and "it is down" in said
