@@ -13,7 +13,7 @@ from launcher.runtime.pack.queue import Queue
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm
 from launcher.submission.commit import Wanted, to_slurm
-from launcher.submission.packing import Packing, without_curves
+from launcher.submission.packing import Packing, without_extras
 from tests.launcher.jobs import hardware, no_code
 from tests.launcher.submission.test_submit import CRASHES, NEVER, Sweep
 
@@ -160,6 +160,6 @@ def test_pictures_are_left_to_later_and_nothing_else_of_the_plan_changes(sweep):
     (one,) = sweep.jobs(1)
     plan = one.plan
     plan.execution["tracker"] = {"csv": True, "curves": True}
-    packed = without_curves(plan)
+    packed = without_extras(plan)
     assert packed.execution["tracker"] == {"csv": True, "curves": False} and packed.run_id == plan.run_id
     assert packed.science == plan.science and plan.execution["tracker"]["curves"] is True
