@@ -40,6 +40,6 @@ def without_extras(plan: Plan) -> Plan:
     A peak that the config gives costs nothing, and stays.
     """
     left_out: dict[str, dict[str, Any]] = {"tracker": {"curves": False}}
-    if plan.settings().throughput.peak_tflops == "measure":
+    if plan.execution.get("throughput", {}).get("peak_tflops") == "measure":
         left_out["throughput"] = {"peak_tflops": None}
     return replace(plan, execution=merged(plan.execution, left_out))

@@ -213,7 +213,7 @@ def test_the_picture_is_one_and_the_same(folder, compare, tmp_path):
     made_grid(folder, rates=tuple(i / 1000 for i in range(1, 9)))
     made_run(folder, state="RUNNING", optim__lr=1, curve={10: math.nan, 20: 3.0})
     for name in ("a.png", "b.png"):
-        assert compare(folder, "--png", tmp_path / name)[0] == 0
+        assert compare(folder, "--plot", tmp_path / name)[0] == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with Image.open(tmp_path / "a.png") as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
