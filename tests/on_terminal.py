@@ -20,7 +20,7 @@ def on_terminal(
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
-    kept |= {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")} | dict(env or {})
+    kept |= {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache"), **(env or {})}
     process = subprocess.Popen(
         [sys.executable, *words], cwd=folder, env=kept, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True
     )

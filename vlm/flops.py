@@ -15,9 +15,9 @@ def sample_flops(config: ModelConfig, vocab_size: int, text: Count) -> Count:
     """FLOPs of one training sample, forward and backward, with ``text`` text positions: the begin token and a caption.
 
     Matrix products count, a multiplication and an addition each as one (as ``torch.utils.flop_counter`` and PaLM do,
-    arXiv 2204.02311, appendix B: attention in full, causal or not); norms, activations and the optimizer are left out, and
-    so is padding. Backward costs twice the forward: a product has two gradients. The patches' has one, as nobody asks
-    for that of pixels.
+    arXiv 2204.02311, appendix B: attention in full, causal or not); norms, activations and the optimizer are left out,
+    and so is padding. Backward costs twice the forward: a product has two gradients. The patches' has one, as nobody
+    asks for that of pixels.
 
     Args:
         text: a number, or ``(B,) int``, one for each sample.

@@ -27,7 +27,7 @@ def peak_bytes(device: str) -> int:
 
 
 def largest(peaks: Sequence[float], hosts: Sequence[str]) -> tuple[float, str]:
-    """The largest of ``peaks``, bytes by rank, and whose it is: ``rank 3 on n2``; ``hosts`` is the node of each rank."""
+    """The largest of ``peaks``, bytes by rank, and whose it is: ``rank 3 on n2``. ``hosts`` has the node of each."""
     most = max(peaks)
     rank = list(peaks).index(most)
     return most, f"rank {rank} on {hosts[rank]}"

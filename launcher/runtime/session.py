@@ -107,7 +107,7 @@ class Session:
         self._meter.expect(total_steps)
 
     def peak_flops(self, dtype: torch.dtype) -> float | None:
-        """FLOP/s that this rank's device does at most in ``dtype``, as ``throughput.peak_tflops`` says; None: not known.
+        """FLOP/s that this rank's device does at most in ``dtype``, by ``throughput.peak_tflops``; None: not known.
 
         Where it is to be measured that is done now: ask before the first step, and on every rank alike.
         """

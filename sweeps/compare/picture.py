@@ -67,9 +67,7 @@ def _draw_faint(axes: Any, report: Report, members: Sequence[Member], name: str)
 
     best = {member.run.rundir.path for setting in report.settings[:_BEST] for member in setting.members}
     lines = [_segment(member.run.series, name) for member in members if member.run.rundir.path not in best]
-    axes.add_collection(
-        LineCollection([s for s in lines if s], colors=FAINT, linewidths=0.7, alpha=_alpha(len(lines)))
-    )
+    axes.add_collection(LineCollection([s for s in lines if s], colors=FAINT, linewidths=0.7, alpha=_alpha(len(lines))))
 
 
 def _draw_best(axes: Any, report: Report, name: str) -> None:

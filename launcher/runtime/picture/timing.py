@@ -71,8 +71,8 @@ class Times:
 def times_of(series: Mapping[str, Points]) -> Times:
     """Put the curves of phases side by side: ``data``, ``forward``, … and ``total``, in seconds a step.
 
-    What is not there at a step, or not finite, is 0; ``save``, the wait for one save, is shared out over the steps since
-    the log before. What the total has beyond its phases, where that is more than 1 %, is ``other``.
+    What is not there at a step, or not finite, is 0; ``save``, the wait for one save, is shared out over the steps
+    since the log before. What the total has beyond its phases, where that is more than 1 %, is ``other``.
     """
     per_step = {name: points for name, points in series.items() if name != _SAVE}
     basis = [per_step["total"]] if "total" in per_step else list((per_step or series).values())
