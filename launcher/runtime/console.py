@@ -14,6 +14,9 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _LINE_EVERY_S = 10.0
+_SHORTEST_BAR = 4
+_BETWEEN = "  "
+"""Between the numbers of a line."""
 _CHATTY = ("matplotlib", "PIL")
 
 log = logging.getLogger(__name__)
@@ -30,9 +33,10 @@ class Meter:
         self._bar: Progress | None = None
         if visible and console.is_interactive:
             numbers = TextColumn("{task.description}", markup=False)
-            parts = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None), numbers)
             left = (TimeRemainingColumn(compact=True), TextColumn("left"))
-            self._bar = Progress(*parts, *left, console=console, expand=True)
+            self._bar = Progress(
+                MofNCompleteColumn(), BarColumn(bar_width=None), numbers, *left, console=console, expand=True
+            )
             self._task = self._bar.add_task("", total=None)
             self._bar.start()
 
@@ -47,7 +51,7 @@ class Meter:
         """``step`` is done. Without a terminal ``text`` becomes a line every ten seconds, or at once if important."""
         self._open()
         if self._bar:
-            self._bar.update(self._task, completed=step, description=text or None)
+            self._bar.update(self._task, completed=step, description=self._fitting(text) if text else None)
         now = time.monotonic()
         due = now - self._last_line >= _LINE_EVERY_S
         if text and not self._bar and (due or important):  # into the rank's log also where nobody watches
@@ -58,6 +62,14 @@ class Meter:
         """Leave the bar as it stands."""
         if self._bar:
             self._bar.stop()
+
+    def _fitting(self, text: str) -> str:
+        """As many of the numbers in ``text``, from the first, as leave room for a bar in one line."""
+        others = len(f"{self._total}/{self._total}") + len("   -0:00:00 left") + _SHORTEST_BAR
+        numbers = text.split(_BETWEEN)
+        while len(numbers) > 1 and self._bar and len(_BETWEEN.join(numbers)) + others > self._bar.console.width:
+            numbers.pop()
+        return _BETWEEN.join(numbers)
 
     def _open(self) -> None:
         opening, self._opening = self._opening, None
@@ -71,7 +83,7 @@ def digest(last: Mapping[str, float]) -> str:
     found = [form.format(last[name]) for name, form in names.items() if name in last]
     if (speed := last.get("train/samples_per_s")) is not None:
         found.append(f"{speed:.0f} samples/s" if speed >= 10 else f"{speed:.2g} samples/s")
-    return "  ".join(found)
+    return _BETWEEN.join(found)
 
 
 @contextmanager

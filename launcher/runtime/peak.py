@@ -60,7 +60,7 @@ def _seconds(size: int, device: str, dtype: torch.dtype, until: float) -> float:
     left = torch.arange(size * size, device=device, dtype=torch.float32).remainder_(251).sub_(125).div_(125)
     left = left.view(size, size).to(dtype)
     right, product = left.t().contiguous(), torch.empty_like(left)
-    times = []
+    times: list[float] = []
     while len(times) < 2 or (len(times) < 5 and time.perf_counter() < until):
         _wait(device)
         began = time.perf_counter()

@@ -9,7 +9,7 @@ from typing import Any
 from launcher.manage.terminal import printable
 from launcher.runtime.curves import Series
 from launcher.runtime.errors import UserError
-from launcher.runtime.picture.canvas import COLOURS, FAINT, as_png, drawing, is_wide, new_axes
+from launcher.runtime.picture.canvas import COLOURS, FAINT, as_png, drawing, is_wide, make_logarithmic, new_axes
 from sweeps.compare.columns import described
 from sweeps.compare.metric import Metric, curve_like
 from sweeps.compare.report import Member, Report, settings_shown
@@ -93,7 +93,7 @@ def _alpha(runs: int) -> float:
 def _finish(axes: Any, values: Sequence[float]) -> None:
     axes.autoscale_view()
     if is_wide(values):
-        axes.set_yscale("log")
+        make_logarithmic(axes)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(handles[::-1], labels[::-1], fontsize=8, frameon=False)

@@ -47,6 +47,16 @@ def new_axes(title: str, ylabel: str) -> Any:
     return axes
 
 
+def make_logarithmic(axes: Any) -> None:
+    """Losses on a logarithmic axis, with numbers at 1, 2 and 5 that are no formulas."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def as_png(axes: Any) -> bytes:
     """The figure of ``axes``; the same bytes for the same drawing."""
     picture = io.BytesIO()

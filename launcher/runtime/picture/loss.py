@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.runtime.picture.canvas import COLOURS, INK, Points, as_png, drawing, is_wide, new_axes
+from launcher.runtime.picture.canvas import COLOURS, INK, Points, as_png, drawing, is_wide, make_logarithmic, new_axes
 
 _FEW = 40
 """Up to so many points are told apart by markers, and are not smoothed."""
@@ -27,7 +27,7 @@ def draw_losses(series: Mapping[str, Points], name: str) -> bytes:
         axes = new_axes(f"Loss of {name}", "loss [nats per target token]")
         logarithmic = is_wide(finite)
         if logarithmic:
-            axes.set_yscale("log")
+            make_logarithmic(axes)
         if "train/loss" in curves:
             _draw_training(axes, *curves["train/loss"], logarithmic)
         if "val/loss" in curves:
@@ -48,7 +48,8 @@ def smoothed(values: np.ndarray, width: int) -> np.ndarray:
     window = np.ones(width)
     counts = np.convolve(finite, window, "full")[width // 2 :][: len(values)]
     sums = np.convolve(np.where(finite, values, 0.0), window, "full")[width // 2 :][: len(values)]
-    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
+    means: np.ndarray = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
+    return means
 
 
 def _draw_training(axes: Any, steps: np.ndarray, values: np.ndarray, logarithmic: bool) -> None:
@@ -66,7 +67,7 @@ def _draw_training(axes: Any, steps: np.ndarray, values: np.ndarray, logarithmic
         axes.plot(steps, line, color=colour, linewidth=1.8, label=f"training, mean of {width} points")
     lost = steps[~np.isfinite(values)]
     if len(lost):
-        axes.axvline(lost[0], color=INK, linestyle=":", label=f"not finite from step {lost[0]}")
+        axes.axvline(lost[0], color=INK, linestyle=":", label=f"not finite in step {lost[0]}")
 
 
 def _draw_validation(axes: Any, steps: np.ndarray, values: np.ndarray) -> None:
@@ -77,14 +78,15 @@ def _draw_validation(axes: Any, steps: np.ndarray, values: np.ndarray) -> None:
         return
     best = int(np.nanargmin(np.where(np.isfinite(values), values, np.nan)))
     axes.plot(steps[best], values[best], marker="*", markersize=15, color=colour, markeredgecolor="white", zorder=4)
-    late = steps[best] > (steps[0] + steps[-1]) / 2 or len(steps) == 1
+    late = steps[best] >= steps[0] + 0.7 * (steps[-1] - steps[0])  # there is no room to the right of it
     axes.annotate(
         f"best {values[best]:.4g} at step {steps[best]}",
         (steps[best], values[best]),
-        xytext=(-6 if late else 6, 18),
+        xytext=(-4 if late else 12, 42),
         textcoords="offset points",
         ha="right" if late else "left",
         color=colour,
+        arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 6},
         bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
         zorder=5,
     )

@@ -26,7 +26,7 @@ _REST, _LEAST_REST = "other", 0.01
 """What the total has beyond the phases, and the share from which it is shown."""
 _MOST_BINS = 150
 _OUTLIER = 3.0
-"""Steps that take more than so many times the median are left out of the scale, and told."""
+"""Steps that take more than so many times the median are left out of the scale and of the shares, and told."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Times:
     @property
     def total(self) -> np.ndarray:
         """Seconds of a whole step ``(S,)``."""
-        return np.sum(list(self.phases.values()), axis=0)
+        whole: np.ndarray = np.sum(list(self.phases.values()), axis=0)
+        return whole
 
     def shares(self) -> dict[str, float]:
         """Of all the time that was measured, from 0 to 1; they sum to 1 where there was any."""
@@ -54,6 +55,12 @@ class Times:
     def mean(self) -> float:
         """Seconds of a step, over all of them."""
         return float(np.average(self.total, weights=self.weights))
+
+    def usual(self) -> Times:
+        """Without the stretches whose phases take over three times the median: the first step, a node that stood."""
+        spent = self.total - self.phases.get(_SAVE, 0.0)
+        kept = spent <= _OUTLIER * np.median(spent)
+        return Times(self.steps[kept], self.weights[kept], {name: s[kept] for name, s in self.phases.items()})
 
     def coarser(self, most: int) -> Times:
         """The same in at most ``most`` stretches."""
@@ -107,20 +114,20 @@ def draw_times(series: Mapping[str, Points], name: str) -> bytes:
 
 
 def _stack(axes: Any, times: Times) -> None:
-    shares, coarse = times.shares(), times.coarser(_MOST_BINS)
+    usual, coarse = times.usual(), times.coarser(_MOST_BINS)
     total = coarse.total
     x, rows = coarse.steps, list(coarse.phases.values())
     if len(x) == 1:  # an area needs two sides
         x, rows, total = np.array([x[0] - 0.5, x[0] + 0.5]), [np.repeat(row, 2) for row in rows], np.repeat(total, 2)
     others = iter(_OTHERS * len(rows))
     bottom = np.zeros(len(x))
-    for (phase, share), row in zip(shares.items(), rows, strict=True):
+    for (phase, share), row in zip(usual.shares().items(), rows, strict=True):
         colour = _PHASES.get(phase) or next(others)
         top = bottom + 1e3 * row
         label = f"{_percent(share)}  {phase}"
         axes.fill_between(x, bottom, top, color=colour, linewidth=0, alpha=0.85, label=label)
         bottom = top
-    axes.plot(x, 1e3 * total, color=INK, linewidth=1.4, label=f"total, {1e3 * times.mean():.3g} ms on average")
+    axes.plot(x, 1e3 * total, color=INK, linewidth=1.4, label=f"total, {1e3 * usual.mean():.3g} ms on average")
     axes.margins(x=0)
 
 
@@ -149,7 +156,8 @@ def _shared_out(steps: np.ndarray, weights: np.ndarray, where: Any, values: Any)
     """Seconds that were spent once, at ``where``, as seconds of each step of the stretch that they fall into."""
     seconds = np.nan_to_num(np.asarray(values, float), nan=0.0, posinf=0.0, neginf=0.0)
     places = np.minimum(np.searchsorted(steps, np.asarray(where)), len(steps) - 1)
-    return np.bincount(places, seconds, minlength=len(steps)) / weights
+    each: np.ndarray = np.bincount(places, seconds, minlength=len(steps)) / weights
+    return each
 
 
 def _percent(share: float) -> str:

