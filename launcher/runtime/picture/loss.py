@@ -77,19 +77,8 @@ def _draw_validation(axes: Any, steps: np.ndarray, values: np.ndarray) -> None:
     if not np.isfinite(values).any():
         return
     best = int(np.nanargmin(np.where(np.isfinite(values), values, np.nan)))
-    axes.plot(steps[best], values[best], marker="*", markersize=15, color=colour, markeredgecolor="white", zorder=4)
-    late = steps[best] >= steps[0] + 0.7 * (steps[-1] - steps[0])  # there is no room to the right of it
-    axes.annotate(
-        f"best {values[best]:.4g} at step {steps[best]}",
-        (steps[best], values[best]),
-        xytext=(-4 if late else 12, 42),
-        textcoords="offset points",
-        ha="right" if late else "left",
-        color=colour,
-        arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 6},
-        bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
-        zorder=5,
-    )
+    star = {"marker": "*", "markersize": 15, "color": colour, "markeredgecolor": "white", "linestyle": "none"}
+    axes.plot(steps[best], values[best], zorder=4, label=f"best {values[best]:.4g} in step {steps[best]}", **star)
 
 
 def _add_epochs(axes: Any, steps: np.ndarray, epochs: np.ndarray) -> None:

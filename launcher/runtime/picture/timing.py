@@ -138,7 +138,7 @@ def _top(axes: Any, total: np.ndarray, steps: np.ndarray) -> float:
     top = 1.12 * float(kept.max()) or 1.0
     if beyond := int(np.sum(total > top)):
         longest = int(np.argmax(total))
-        words = f"step {steps[longest]}: {total[longest]:.3g} ms"
+        words = f"step {steps[longest]}: {total[longest]:.0f} ms"
         words += "" if beyond == 1 else f", and {beyond - 1} more beyond the axis"
         axes.text(0.01, 0.97, f"▲ {words}", transform=axes.transAxes, va="top", fontsize=9, color=INK,
                   bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": FAINT, "alpha": 0.9})  # fmt: skip
