@@ -43,6 +43,13 @@ def thinned(points: Points, most: int = MOST_POINTS) -> Points:
     return [step for step, _ in finite], [value for _, value in finite]
 
 
+def mean_of(curves: Sequence[Points]) -> Points:
+    """The mean at the steps that all of ``curves`` have, each once."""
+    values = [dict(zip(*curve, strict=True)) for curve in curves]
+    common = [step for step in values[0] if all(step in known for known in values)]
+    return common, [sum(known[step] for known in values) / len(values) for step in common]
+
+
 def draw(report: Report) -> bytes:
     """A PNG; the same bytes for the same runs.
 
@@ -71,15 +78,17 @@ def _draw_faint(axes: Any, report: Report, members: Sequence[Member], name: str)
 
 
 def _draw_best(axes: Any, report: Report, name: str) -> None:
-    """The best settings, a colour each, the best of them on top."""
+    """The best settings, a colour each, the best of them on top: the mean over seeds, and thin the seeds themselves."""
     for place, setting in reversed(list(enumerate(report.settings[:_BEST]))):
         words = described(settings_shown(report, setting.first, seeds=False)) or setting.first.run_id
         spread = "" if setting.spread is None else f" ± {setting.spread:.2g}"
         label = f"{number(setting.mean)}{spread}  {printable(words)[:70]}"
-        for member in setting.members:
-            x, y = thinned(member.run.series.get(name, ([], [])))
-            axes.plot(x, y, color=COLOURS[place], linewidth=1.6, label=label, zorder=10 - place)
-            label = ""
+        curves = [member.run.series.get(name, ([], [])) for member in setting.members]
+        style = {"color": COLOURS[place], "zorder": 10 - place}
+        if len(curves) > 1:
+            for curve in curves:
+                axes.plot(*thinned(curve), linewidth=0.7, alpha=0.5, **style)
+        axes.plot(*thinned(mean_of(curves)), linewidth=2, label=label, **style)
 
 
 def _segment(series: Series, name: str) -> list[tuple[int, float]]:
