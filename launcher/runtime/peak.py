@@ -41,11 +41,13 @@ def measured_flops(device: str, dtype: torch.dtype) -> tuple[float, int]:
     size = _SMALLEST
     best, at = 0.0, size
     while True:
+        began = time.perf_counter()
         seconds = _seconds(size, device, dtype, until)
         if 2 * size**3 / seconds > best:
             best, at = 2 * size**3 / seconds, size
-        # Twice the size takes eight times as long, and each is made twice at least.
-        if time.perf_counter() + 2 * 8 * seconds > until or not _fits(2 * size, device, dtype):
+        # A product of twice the size takes eight times as long, two matrices to multiply four times.
+        now = time.perf_counter()
+        if now + 6 * max(now - began, 2 * seconds) > until or not _fits(2 * size, device, dtype):
             break
         size *= 2
     if device.startswith("cuda"):
