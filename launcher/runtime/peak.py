@@ -47,9 +47,11 @@ def measured_flops(device: str, dtype: torch.dtype) -> tuple[float, int]:
             best, at = 2 * size**3 / seconds, size
         # A product of twice the size takes eight times as long, two matrices to multiply four times.
         now = time.perf_counter()
-        if now + 6 * max(now - began, 2 * seconds) > until or not _fits(2 * size, device, dtype):
+        took = max(now - began, 2 * seconds)
+        if now + 6 * took <= until and _fits(2 * size, device, dtype):
+            size *= 2
+        elif now + took > until:  # else the same once more: something else may have had the processor
             break
-        size *= 2
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
