@@ -7,7 +7,6 @@ queue that ``hydra/launcher`` names.
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
-from launcher.runtime.rundir import RunDir, metric_of
+from launcher.runtime.rundir import metric_of
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
 from launcher.runtime.world import set_defaults
@@ -129,6 +128,7 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     Raises:
         UserError: as ``make_plan`` and ``run_job``.
     """
+    from launcher.final_numbers import say_outcome
     from launcher.naming import default_name
     from launcher.plan import make_plan
     from launcher.runtime.job import Outcome, run_job
@@ -158,27 +158,8 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
             sweep.move_aside([plan.run_id])
         print(f"made by other code: moved to {sweep.replaced}, made anew from the start", file=sys.stderr)
     outcome = run_job(plan, os.environ, stop)
-    _say(plan.rundir, outcome)
+    say_outcome(plan.rundir, outcome)
     return outcome
-
-
-def _say(rundir: RunDir, outcome: Outcome) -> None:
-    if outcome.state != "COMPLETED":
-        print(f"{outcome.state}: {rundir.path}\ncontinue it with the same command")
-        return
-    print(f"COMPLETED: {rundir.path}")
-    for name, value in outcome.summary.items():
-        if value is not None and name != "status":
-            print(f"  {name:<18} {_short(value)}")
-    for file in (rundir.loss_curve, rundir.timing_curve, rundir.metrics):
-        if file.exists():
-            print(f"  {file.name}")
-    if rundir.tensorboard.exists():
-        print(f"look at it:  tensorboard --logdir {shlex.quote(str(rundir.path.parent))}")
-
-
-def _short(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 @contextmanager

@@ -58,6 +58,7 @@ CONFIG: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("fraction for a count", ("trainer.max_steps=1.5",), ("trainer.max_steps=1.5", "integer")),
     ("out of range", ("model.dropout=1",), ("model.dropout=1", "less than 1")),
     ("not finite", ("optim.lr=inf",), ("optim.lr", "finite")),
+    ("no peak", ("throughput.peak_tflops=mesure",), ("throughput.peak_tflops='mesure'", "did you mean 'measure'")),
     ("both lengths", ("trainer.epochs=2",), ("max_steps=6", "epochs=2", "exactly one")),
     ("heads do not divide", ("model.n_head=3",), ("n_embd=16", "n_head=3")),
     ("patches do not divide", ("model.patch_size=7",), ("img_size=16", "patch_size=7")),

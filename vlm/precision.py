@@ -17,7 +17,8 @@ class Precision:
     """Arithmetic of one run on one device; weights, gradients and optimizer state stay fp32."""
 
     def __init__(self, config: PrecisionConfig, device: str) -> None:
-        self._dtype = _DTYPES.get(config.kind)
+        self.dtype = _DTYPES.get(config.kind, torch.float32)
+        """Of the matrix products of a forward and a backward pass."""
         self._device_type = device.partition(":")[0]
         on_gpu = self._device_type == "cuda"
         if config.kind == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -31,4 +32,4 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Around the forward pass."""
-        return nullcontext() if self._dtype is None else torch.autocast(self._device_type, self._dtype)
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self._device_type, self.dtype)

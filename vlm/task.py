@@ -29,7 +29,11 @@ def train(session: Session) -> dict[str, Any]:
     trainer.run()
     if session.stopping or not session.world.is_main:
         return {}
-    extra: dict[str, Any] = {"parameters": sum(p.numel() for p in trainer.model.parameters())}
+    extra: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "flops_per_sample": trainer.flops_per_sample,
+        "peak_tflops": None if trainer.peak_flops is None else trainer.peak_flops / 1e12,
+    }
     rows, data = trainer.data.val[:_SCORED], trainer.data
     if len(rows):
         pairs = write_captions(trainer.model, data.rows, rows, config.trainer.val_batch_size, session.world.device)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,12 @@ from launcher.runtime.session import Session
 from launcher.runtime.shared_average import share_memory
 from launcher.runtime.spans import span
 from launcher.runtime.tables import StepTable
+from launcher.runtime.throughput import Throughput
 from vlm.config import TrainConfig
 from vlm.data.dataset import CaptionData, data_file
 from vlm.data.loader import StepData, StepDataset, steps_from
 from vlm.data.order import share
+from vlm.flops import sample_flops
 from vlm.model.vlm import VisionLanguageModel, load_weights, token_loss_sum
 from vlm.optim import lr_share, make_optimizer
 from vlm.precision import Precision
@@ -54,6 +56,8 @@ class Trainer:
         )
         self.timer = StepTimer(self.world.device)
         self.watch = LossWatch(self.world.device)
+        self.peak_flops: float | None = None
+        """FLOP/s that this rank's device does at most, once the loop has begun and where that is known."""
         self._owed: dict[str, Any] | None = None
         """What is to be logged of the last step once its validation is done; None: nothing is owed."""
         self._order_is_fixed = True  # in which the ranks' gradients are added up
@@ -67,27 +71,39 @@ class Trainer:
         with closing(_SampleLog(self, step)) as samples:
             if not self._warmed_up(step) or not self._caught_up(step):
                 return
-            began, seen = time.perf_counter(), 0
+            rates = self._throughput()
+            rates.begin()
             for data in self._stream(step):
                 loss = self.train_step(step, data)
                 samples.add(step)
                 step += 1
-                seen += data.n_samples
+                rates.add(samples=data.n_samples, tokens=data.n_targets)
                 self.watch.add(step, loss)
                 values: dict[str, Any] = {}
                 if self._due(step, self.config.trainer.log_every):
                     values |= self._training_values(step, data, loss)
-                    values["train/samples_per_s"] = seen / (time.perf_counter() - began)
+                    values |= rates.told()  # after the loss: on a GPU that waits until the step is computed
                 if self.session.should_stop():
                     self.watch.settle()
                 self._owed = values if self._due(step, self.config.trainer.val_every) else None
                 self._end_step(step, values)
                 if values:  # what was just logged, validated or saved is no training time
-                    began, seen = time.perf_counter(), 0
+                    rates.begin()
                 if self.session.stopping:
                     return
         self.watch.settle()
         require_finite(self.model)
+
+    @cached_property
+    def flops_per_sample(self) -> float:
+        """Of a sample's forward and backward pass; the mean over the rows to train on."""
+        positions = self.data.rows.lengths(self.data.train).astype(np.int64) + 1
+        return float(sample_flops(self.config.model, self.data.tokenizer.vocab_size, positions).mean())
+
+    def _throughput(self) -> Throughput:
+        """Counts ``samples`` and ``tokens``: the target tokens that a loss is divided by, a text position each."""
+        self.peak_flops = self.session.peak_flops(self.precision.dtype)
+        return Throughput(flops_per_sample=self.flops_per_sample, peak_flops=self.peak_flops, ranks=self.world.size)
 
     def train_step(self, step: int, data: StepData) -> torch.Tensor:
         """One optimizer step (``step`` counts from 0); returns the global batch's loss, nats per target token."""

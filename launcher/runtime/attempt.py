@@ -281,6 +281,7 @@ def _finish(plan: Plan, session: Session, stop: StopFlag, extra: Mapping[str, An
         return Outcome("PREEMPTED", ExitCode.STOPPED_SAVED if saved else ExitCode.STOPPED_NOT_SAVED, {})
     at_end = plan.settings().checkpoint.at_end or "state"
     weights = session.finish(at_end)
+    memory = session.board.final()
     if plan.settings().profiler.kind == "steps":
         from launcher.runtime.trace.telling import tell
 
@@ -293,6 +294,9 @@ def _finish(plan: Plan, session: Session, stop: StopFlag, extra: Mapping[str, An
         "val_loss": last.get("val/loss"),
         "best_val_loss": session.best_metric,
         "samples_per_s": last.get("train/samples_per_s"),
+        "tokens_per_s": last.get("train/tokens_per_s"),
+        "mfu": last.get("train/mfu"),
+        **memory,
         "weights_sha256": weights,
         "wall_s": round(wall_s, 3),
         **extra,

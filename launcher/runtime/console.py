@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _LINE_EVERY_S = 10.0
+_SHORTEST_BAR = 4
+_BETWEEN = "  "
+"""Between the numbers of a line."""
 _CHATTY = ("matplotlib", "PIL")
 
 log = logging.getLogger(__name__)
@@ -22,26 +25,33 @@ log = logging.getLogger(__name__)
 class Meter:
     """Progress of one run on stderr. ``expect`` names its length; ``show`` moves it."""
 
-    def __init__(self, console: Console, visible: bool) -> None:
+    def __init__(self, console: Console, visible: bool, opening: Callable[[int | None], str] | None = None) -> None:
+        """``opening`` makes the run's first line of its length; logged when that is known, or with the first step."""
+        self._opening = opening
         self._total: int | None = None
         self._last_line = float("-inf")
         self._bar: Progress | None = None
-        if visible and console.is_terminal:
-            parts = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-            self._bar = Progress(*parts, TimeRemainingColumn(), TextColumn("{task.description}"), console=console)
+        if visible and console.is_interactive:
+            numbers = TextColumn("{task.description}", markup=False)
+            left = (TimeRemainingColumn(compact=True), TextColumn("left"))
+            self._bar = Progress(
+                MofNCompleteColumn(), BarColumn(bar_width=None), numbers, *left, console=console, expand=True
+            )
             self._task = self._bar.add_task("", total=None)
             self._bar.start()
 
     def expect(self, total: int) -> None:
         """The run ends with step ``total``."""
         self._total = total
+        self._open()
         if self._bar:
             self._bar.update(self._task, total=total)
 
     def show(self, step: int, text: str = "", *, important: bool = False) -> None:
         """``step`` is done. Without a terminal ``text`` becomes a line every ten seconds, or at once if important."""
+        self._open()
         if self._bar:
-            self._bar.update(self._task, completed=step, description=text or None)
+            self._bar.update(self._task, completed=step, description=self._fitting(text) if text else None)
         now = time.monotonic()
         due = now - self._last_line >= _LINE_EVERY_S
         if text and not self._bar and (due or important):  # into the rank's log also where nobody watches
@@ -53,11 +63,27 @@ class Meter:
         if self._bar:
             self._bar.stop()
 
+    def _fitting(self, text: str) -> str:
+        """As many of the numbers in ``text``, from the first, as leave room for a bar in one line."""
+        others = len(f"{self._total}/{self._total}") + len("   -0:00:00 left") + _SHORTEST_BAR
+        numbers = text.split(_BETWEEN)
+        while len(numbers) > 1 and self._bar and len(_BETWEEN.join(numbers)) + others > self._bar.console.width:
+            numbers.pop()
+        return _BETWEEN.join(numbers)
+
+    def _open(self) -> None:
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            log.info("%s", opening(self._total))
+
 
 def digest(last: Mapping[str, float]) -> str:
-    """The newest numbers that a person looks for, in a line."""
-    names = {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}", "train/samples_per_s": "{:.0f} samples/s"}
-    return "  ".join(form.format(last[name]) for name, form in names.items() if name in last)
+    """The newest numbers that a person looks for, in a line: those of epoch, losses and speed that were logged."""
+    names = {"train/epoch": "epoch {:.2f}", "train/loss": "loss {:.4f}", "val/loss": "val {:.4f}"}
+    found = [form.format(last[name]) for name, form in names.items() if name in last]
+    if (speed := last.get("train/samples_per_s")) is not None:
+        found.append(f"{speed:.0f} samples/s" if speed >= 10 else f"{speed:.2g} samples/s")
+    return _BETWEEN.join(found)
 
 
 @contextmanager
@@ -95,7 +121,7 @@ class _QuietFile(logging.FileHandler):
 
 def _terminal_handler(console: Console) -> logging.Handler:
     handler: logging.Handler
-    if console.is_terminal:
+    if console.is_interactive:
         handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
     else:
         handler = logging.StreamHandler(sys.stderr)

@@ -16,13 +16,15 @@ Series = dict[str, tuple[list[int], list[float]]]
 
 def draw_curves(rundir: RunDir) -> None:
     """Draw ``loss_curve.png`` and ``timing_curve.png``; one that has no points is not drawn."""
-    name, series = rundir.path.name, read_series(rundir.metrics)
-    losses = {key: points for key, points in series.items() if key in ("train/loss", "val/loss")}
+    from launcher.runtime.picture.loss import draw_losses
+    from launcher.runtime.picture.timing import draw_times
+
+    name, series = f"{rundir.path.parent.name}/{rundir.path.name}", read_series(rundir.metrics)
     times = {key.removeprefix("time/"): points for key, points in series.items() if key.startswith("time/")}
-    if losses:
-        _draw(rundir.loss_curve, losses, "loss [nats per target token]", f"Loss of {name}")
+    if not {"train/loss", "val/loss"}.isdisjoint(series):
+        write_atomic(rundir.loss_curve, draw_losses(series, name), durable=False)  # on a full disk no half of it
     if times:
-        _draw(rundir.timing_curve, times, "seconds a step", f"Where a step's time went, {name}")
+        write_atomic(rundir.timing_curve, draw_times(times, name), durable=False)
 
 
 def read_series(metrics: Path) -> Series:
@@ -39,27 +41,3 @@ def read_series(metrics: Path) -> Series:
         steps.append(point[0])
         values.append(point[1])
     return dict(series)
-
-
-def _wide(series: Series) -> bool:
-    """Whether values span so much that a linear axis would show a flat line."""
-    values = [v for _, points in series.values() for v in points]
-    return min(values) > 0 and max(values) > 20 * min(values)
-
-
-def _draw(path: Path, series: Series, unit: str, title: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no display, no global state
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="optimizer step", ylabel=unit, title=title)
-    for name, (steps, values) in series.items():
-        axes.plot(steps, values, label=name, marker="o" if len(steps) < 40 else None, markersize=3)
-    if _wide(series):
-        axes.set_yscale("log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_atomic(path, picture.getvalue(), durable=False)  # where the disk is full, no half of it

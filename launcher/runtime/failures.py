@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from launcher.runtime.errors import ExitCode, UserError
+from launcher.runtime.errors import ExitCode, TrainingFailed, UserError
 from launcher.runtime.files import write_json
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.world import World
@@ -85,6 +86,22 @@ def told(error: Exception, rundir: RunDir, world: World) -> Exception:
     lost = PeerLost(f"{where} failed first: {first['kind']}: {first['message']}; see {rundir.log(first['rank'])}")
     lost.code = ExitCode(first["code"])
     return lost
+
+
+def weights_not_finite(step: int, name: str | None) -> TrainingFailed:
+    """The weights ``name`` (None: some of another rank's) were not finite when ``step`` should have been saved."""
+    return TrainingFailed(
+        f"step {step}: the weights are not finite ({name or 'of another rank'}), nothing of it was saved; lower the "
+        "learning rate, warm up longer or clip the gradients"
+    )
+
+
+def cannot_be_saved(run: Path, step: int, why: str) -> UserError:
+    """Saves of ``run`` have failed too often, the last one in ``step`` for ``why`` (empty: on another rank)."""
+    return UserError(
+        f"run {run}: step {step} cannot be saved: {why or 'another rank could not'}; mend that (is the disk full?), "
+        "then the same command goes on"
+    )
 
 
 def _lost_a_peer(error: Exception) -> bool:

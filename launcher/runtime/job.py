@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import MutableMapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import yaml
@@ -17,9 +18,9 @@ from launcher.runtime.errors import ExitCode, Stopped, TrainingFailed, UserError
 from launcher.runtime.files import write_atomic, write_json
 from launcher.runtime.hang_report import flight_recorder_env
 from launcher.runtime.lease import Lease, next_attempt, take
+from launcher.runtime.opening import opening_line, show_config, whole_config
 from launcher.runtime.plan import Plan
 from launcher.runtime.progress import starts, without_progress
-from launcher.runtime.redaction import redacted
 from launcher.runtime.rendezvous import Meeting, Refused, Verdict, announce, attend, forget
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.world import World, set_interface
@@ -71,8 +72,11 @@ def run_job(
             return Outcome("COMPLETED", ExitCode.DONE, plan.rundir.read(plan.rundir.summary) or {})
         if meeting.verdict.code is not None:
             raise Refused(meeting.verdict)
-        console = stack.enter_context(logging_to(plan.rundir.log(world.rank), visible=visible and world.is_main))
-        meter = Meter(console, visible=visible and world.is_main)
+        seen = visible and world.is_main
+        console = stack.enter_context(logging_to(plan.rundir.log(world.rank), visible=seen))
+        if seen:
+            show_config(console, plan)
+        meter = Meter(console, seen, partial(opening_line, plan, world))
         stack.callback(meter.close)
         if world.is_main and (changes := drift(plan.environment)):
             log.warning("the environment is not the one that was planned: %s", "; ".join(changes))
@@ -95,8 +99,7 @@ def claim(plan: Plan) -> None:
     if rundir.state() == "COMPLETED":
         return
     write_json(rundir.plan, plan.to_json())
-    config = redacted(plan.config_values() | {k: v for k, v in plan.execution.items() if k != "task"})
-    text = yaml.dump(config, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(whole_config(plan), Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
     write_atomic(rundir.config, text.encode(), durable=False)  # for people; nothing in it that the plan has not
 
 

@@ -20,19 +20,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
+from launcher.runtime.board import RankBoard
 from launcher.runtime.checkpoint.saver import Saver, Wish
 from launcher.runtime.checkpoint.snapshot import state_of
 from launcher.runtime.checkpoint.weights import weights_sha256
 from launcher.runtime.console import Meter, digest
 from launcher.runtime.distributed import Agreement
-from launcher.runtime.errors import TrainingFailed, UserError
+from launcher.runtime.failures import cannot_be_saved, weights_not_finite
+from launcher.runtime.peak import peak_flops
 from launcher.runtime.profiler import StepProfiler
 from launcher.runtime.resume import Restored
 from launcher.runtime.rng import get_rng, set_rng
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.settings import Settings
 from launcher.runtime.signals import StopFlag
-from launcher.runtime.slowest import PhaseBoard
 from launcher.runtime.spans import span
 from launcher.runtime.trackers import Tracker, Value
 from launcher.runtime.world import World
@@ -77,7 +80,7 @@ class Session:
         self.last: dict[str, float] = {}
         """Newest value of every number logged."""
         self.best_metric: float | None = None
-        self._settings = settings.checkpoint
+        self._settings, self._throughput = settings.checkpoint, settings.throughput
         self._restored = restored
         self._saver = saver
         self._stop = stop
@@ -85,7 +88,7 @@ class Session:
         self._meter = meter
         self._open_trackers = open_trackers
         self._trackers: list[Tracker] | None = None
-        self._board = PhaseBoard(world.rank, hosts)
+        self.board = RankBoard(world.rank, hosts, world.device)
         self._beat = beat
         self.profiler = profiler
         """Told each step that is done."""
@@ -102,6 +105,13 @@ class Session:
         """Say how long the run is, for the progress bar, the time left and ``launcher status``."""
         self._total_steps = total_steps
         self._meter.expect(total_steps)
+
+    def peak_flops(self, dtype: torch.dtype) -> float | None:
+        """FLOP/s that this rank's device does at most in ``dtype``, by ``throughput.peak_tflops``; None: not known.
+
+        Where it is to be measured that is done now: ask before the first step, and on every rank alike.
+        """
+        return peak_flops(self._throughput.peak_tflops, self.world.device, dtype)
 
     def restore(self) -> dict[str, Any] | None:
         """The state of the newest whole checkpoint, as ``save`` was given it, or None on a fresh start.
@@ -146,8 +156,8 @@ class Session:
             return bool(self._stop)
         if not self.stopping:
             with span("communication"):
-                stop, cannot_save, not_finite, *seconds = self._agreement.largest(self._words())
-            self._board.hear(seconds)
+                stop, cannot_save, not_finite, *figures = self._agreement.largest(self._words())
+            self.board.hear(figures)
             self.stopping, self.over = bool(stop), stop > 1
             self._give_up(bool(cannot_save), bool(not_finite))
         return self.stopping
@@ -192,6 +202,8 @@ class Session:
         """Record numbers, texts or pictures under ``<split>/<name>`` as of ``step``. Rank 0 writes them."""
         self.last |= {name: float(v) for name, v in values.items() if isinstance(v, int | float)}
         self.step = max(self.step, step)
+        if "time/total" in values:
+            self.board.note(values)
         if not self.world.is_main:
             self._beat(f"after step {step}")
             return
@@ -202,7 +214,7 @@ class Session:
         if values:
             values = {**values, **self._of_saving()}
             if "time/total" in values:
-                values |= self._board.slowest()  # as of the log before
+                values |= self.board.told()
         for tracker in self._trackers:
             tracker.log(values, step)
         fresh = not {"train/loss", "val/loss"}.isdisjoint(values)  # or the line would show an older step's loss
@@ -316,27 +328,16 @@ class Session:
 
     def _give_up(self, cannot_save: bool, not_finite: bool) -> None:
         if not_finite:
-            what = self._saver.not_finite or "of another rank"
-            raise TrainingFailed(
-                f"step {self.step}: the weights are not finite ({what}), nothing of it was saved; lower the learning "
-                "rate, warm up longer or clip the gradients"
-            )
+            raise weights_not_finite(self.step, self._saver.not_finite)
         if cannot_save:
-            superseded = self._saver.superseded
-            if superseded is not None:
-                raise superseded
-            why = self._saver.error or "another rank could not"
-            raise UserError(
-                f"run {self.rundir.path}: step {self.step} cannot be saved: {why}; mend that (is the disk full?), "
-                "then the same command goes on"
-            )
+            raise self._saver.superseded or cannot_be_saved(self.rundir.path, self.step, self._saver.error)
 
     def _words(self) -> list[float]:
         """What this rank tells the others in each step."""
         saver = self._saver
         cannot_save = bool(saver.superseded) or saver.failures >= _MOST_FAILURES
         flags = [float(flag) for flag in (self._stop.word, cannot_save, saver.not_finite is not None)]
-        return flags + self._board.words(self.last)
+        return flags + self.board.words()
 
     def _of_saving(self) -> dict[str, float]:
         """How long the loop waited for a save since the last log, and how many in a row have failed, if any."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from launcher.runtime.sections import NotNegative, Positive, Section
 
@@ -92,6 +94,23 @@ class ProfilerSettings(Section):
             raise ValueError(f"ranks={self.ranks} names a rank twice")
 
 
+def _peak(said: Any) -> Any:
+    is_number = isinstance(said, int | float) and not isinstance(said, bool)
+    if said is None or said == "measure" or (is_number and 0 < said < math.inf):
+        return said
+    raise PydanticCustomError("peak", "a positive number of TFLOP/s, 'measure' or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThroughputSettings(Section):
+    """What ``train/mfu``, the used share of the devices' peak, is a share of."""
+
+    peak_tflops: Annotated[float | Literal["measure"] | None, PlainValidator(_peak)] = "measure"
+    """TFLOP/s of one rank's device, its GPU or its threads of a CPU, in the run's precision: a number, as of a data
+    sheet. measure: what products of square matrices reach there, in 0.1 s at each start of a run; packed members leave
+    it out. null: no ``train/mfu``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a session needs to know besides its task's config."""
@@ -101,3 +120,4 @@ class Settings:
     requeue: RequeueSettings = RequeueSettings()
     watchdog: WatchdogSettings = WatchdogSettings()
     profiler: ProfilerSettings = ProfilerSettings()
+    throughput: ThroughputSettings = ThroughputSettings()

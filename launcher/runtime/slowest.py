@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-_PHASES = ("data", "forward")
+PHASES = ("data", "forward")
 """Parts of a step in which no rank waits for another; a task logs their seconds as ``time/data``, ``time/forward``."""
 _FACTOR = 1.5
 """A rank is named where it takes more than so many times the mean."""
@@ -35,28 +35,3 @@ def slowest(table: Mapping[str, Sequence[float]], hosts: Sequence[str]) -> dict[
             rank = seconds.index(most)
             found["ranks/slowest"] = f"rank {rank} on {hosts[rank]}: {phase} {most:.3g} s, mean {mean:.3g} s"
     return found
-
-
-class PhaseBoard:
-    """Where the ranks tell each other the seconds of a step: words of theirs that travel with those of an agreement."""
-
-    def __init__(self, rank: int, hosts: Sequence[str]) -> None:
-        """``hosts`` is the node of each rank."""
-        self._rank, self._hosts = rank, hosts
-        self._seconds: dict[str, Sequence[float]] = {}
-
-    def words(self, last: Mapping[str, float]) -> list[float]:
-        """The seconds that ``last`` tells of this rank, in its own places; 0 in those of the others."""
-        words = [0.0] * (len(_PHASES) * len(self._hosts))
-        for i, phase in enumerate(_PHASES):
-            words[self._rank * len(_PHASES) + i] = last.get(f"time/{phase}", 0.0)
-        return words
-
-    def hear(self, words: Sequence[float]) -> None:
-        """The largest of each word over the ranks: all of them, as each fills in its own."""
-        self._seconds = {phase: words[i :: len(_PHASES)] for i, phase in enumerate(_PHASES)}
-
-    def slowest(self) -> dict[str, float | str]:
-        """``slowest`` of what was heard; nothing in a world of one."""
-        known = {phase: seconds for phase, seconds in self._seconds.items() if any(seconds)}
-        return slowest(known, self._hosts) if len(self._hosts) > 1 else {}

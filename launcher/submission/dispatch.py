@@ -17,7 +17,7 @@ from launcher.schema import LaunchConfig
 from launcher.slurm_cli import Slurm, require_slurm
 from launcher.submission.commit import Wanted, run_here, to_slurm
 from launcher.submission.goal import Goal, require_same_sweep, say_merged
-from launcher.submission.packing import Packing, without_curves
+from launcher.submission.packing import Packing, without_extras
 from launcher.submission.reconcile import Rule
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
 from launcher.submission.submit import Job
@@ -128,7 +128,7 @@ def _job(member: Member, sweep: SweepDir, snapshot: Snapshot, cwd: Path, here: b
         overrides=member.words,
     )  # fmt: skip
     if packing and packing.takes(resources.hardware):
-        plan = without_curves(plan)
+        plan = without_extras(plan)
     return Job(plan, resources, member.overrides)
 
 

@@ -18,7 +18,7 @@ from launcher.runtime.rundir import RunDir
 from launcher.runtime.sections import nearest
 from launcher.runtime.sweepdir import SweepDir
 
-_OF_EVERY_RUN = ("best_val_loss", "val_loss", "train_loss", "samples_per_s", "wall_s")
+_OF_EVERY_RUN = ("best_val_loss", "val_loss", "train_loss", "samples_per_s", "tokens_per_s", "mfu", "wall_s")
 """Numbers in the summary of any run; a task adds its own."""
 
 

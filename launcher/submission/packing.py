@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from launcher.runtime.plan import Plan
+from launcher.runtime.sections import merged
 from launcher.schema import HardwareConfig, LaunchConfig
 
 
@@ -32,7 +34,12 @@ class Packing:
         return hardware.nodes * hardware.tasks_per_node == 1
 
 
-def without_curves(plan: Plan) -> Plan:
-    """``plan`` without pictures at its end: to draw them takes longer than a short run (``launcher curves``)."""
-    tracker = plan.execution["tracker"] | {"curves": False}
-    return replace(plan, execution=plan.execution | {"tracker": tracker})
+def without_extras(plan: Plan) -> Plan:
+    """``plan`` without what takes longer than a short run: pictures (``launcher curves``), and the peak measured.
+
+    A peak that the config gives costs nothing, and stays.
+    """
+    left_out: dict[str, dict[str, Any]] = {"tracker": {"curves": False}}
+    if plan.execution.get("throughput", {}).get("peak_tflops") == "measure":
+        left_out["throughput"] = {"peak_tflops": None}
+    return replace(plan, execution=merged(plan.execution, left_out))

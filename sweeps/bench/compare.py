@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         sweep = make_sweep(Path(folder) / "runs" / "bench", args.members)
-        files = {kind: Path(folder) / f"bench.{kind}" for kind in ("csv", "png", "html")}
+        files = {kind: Path(folder) / f"bench.{kind}" for kind in ("csv", "plot", "html")}
         words = [sys.executable, "-m", "sweeps", "compare", str(sweep.path)]
         words += [word for kind, path in files.items() for word in (f"--{kind}", str(path))]
         start = time.perf_counter()

@@ -35,7 +35,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--all", action="store_true", help="all lines")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all runs and all settings that differ")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the curves")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves, a PNG")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page to explore and to pass on")
     parser.set_defaults(command=run)
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: no run, no such metric, or a file that cannot be written.
     """
-    wanted = {"--csv": args.csv, "--png": args.png, "--html": args.html}
+    wanted = {"--csv": args.csv, "--plot": args.plot, "--html": args.html}
     for option, path in wanted.items():
         if path is not None:
             check_writable(option, path)
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _content(option: str, report: Report) -> bytes:
-    return {"--csv": as_csv, "--png": draw, "--html": render}[option](report)
+    return {"--csv": as_csv, "--plot": draw, "--html": render}[option](report)
 
 
 def _count(text: str) -> int:

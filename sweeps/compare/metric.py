@@ -16,7 +16,7 @@ from sweeps.compare.reading import Run
 
 BEST = ":best"
 """Behind the name of a curve: its best value, not its last."""
-_LARGER = ("samples_per_s",)
+_LARGER = ("samples_per_s", "tokens_per_s", "mfu")
 _STATUS = {"train_loss": "loss", "val_loss": "val_loss", "samples_per_s": "samples_per_s"}
 """What ``status.json`` calls a number of the summary while a run goes on."""
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from launcher.manage.terminal import printable
 from launcher.runtime.curves import Series
 from launcher.runtime.errors import UserError
+from launcher.runtime.picture.canvas import COLOURS, FAINT, as_png, drawing, is_wide, make_logarithmic, new_axes
 from sweeps.compare.columns import described
 from sweeps.compare.metric import Metric, curve_like
 from sweeps.compare.report import Member, Report, settings_shown
 from sweeps.compare.table import number
 
 _BEST = 5
-_COLOURS = ("#2563eb", "#ea580c", "#16a34a", "#9333ea", "#db2777")
 MOST_POINTS = 300
 """Of a curve, in the picture and in the page."""
 
@@ -45,50 +43,52 @@ def thinned(points: Points, most: int = MOST_POINTS) -> Points:
     return [step for step, _ in finite], [value for _, value in finite]
 
 
+def mean_of(curves: Sequence[Points]) -> Points:
+    """The mean at the steps that all of ``curves`` have, each once."""
+    values = [dict(zip(*curve, strict=True)) for curve in curves]
+    common = [step for step in values[0] if all(step in known for known in values)]
+    return common, [sum(known[step] for known in values) / len(values) for step in common]
+
+
 def draw(report: Report) -> bytes:
     """A PNG; the same bytes for the same runs.
 
     Raises:
         UserError: no run has logged a curve.
     """
-    from matplotlib import rc_context
-
     members = [*report.ranked, *report.unranked]
     name = curve_of(report.metric, members)
     if name is None:
-        raise UserError("--png: no run has logged a curve; there is nothing to draw")
-    # A setting may hold dollars, which are no formula here, and letters that the font has not.
-    with warnings.catch_warnings(), rc_context({"text.parse_math": False}):
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        return _drawn(report, members, name)
+        raise UserError("--plot: no run has logged a curve; there is nothing to draw")
+    with drawing():
+        axes = new_axes(f"{name} of {len(members)} runs, best by {report.metric.name}", name)
+        _draw_faint(axes, report, members, name)
+        _draw_best(axes, report, name)
+        _finish(axes, [value for member in members for value in thinned(member.run.series.get(name, ([], [])))[1]])
+        return as_png(axes)
 
 
-def _drawn(report: Report, members: Sequence[Member], name: str) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no display, no global state
+def _draw_faint(axes: Any, report: Report, members: Sequence[Member], name: str) -> None:
+    """All runs but those of the best settings."""
     from matplotlib.collections import LineCollection
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="optimizer step", ylabel=name)
-    axes.set_title(f"{name} of {len(members)} runs, best by {report.metric.name}", loc="left", fontsize=11)
     best = {member.run.rundir.path for setting in report.settings[:_BEST] for member in setting.members}
-    faint = [_segment(member.run.series, name) for member in members if member.run.rundir.path not in best]
-    axes.add_collection(
-        LineCollection([s for s in faint if s], colors="#64748b", linewidths=0.7, alpha=_alpha(len(faint)))
-    )
+    lines = [_segment(member.run.series, name) for member in members if member.run.rundir.path not in best]
+    axes.add_collection(LineCollection([s for s in lines if s], colors=FAINT, linewidths=0.7, alpha=_alpha(len(lines))))
+
+
+def _draw_best(axes: Any, report: Report, name: str) -> None:
+    """The best settings, a colour each, the best of them on top: the mean over seeds, and thin the seeds themselves."""
     for place, setting in reversed(list(enumerate(report.settings[:_BEST]))):
         words = described(settings_shown(report, setting.first, seeds=False)) or setting.first.run_id
         spread = "" if setting.spread is None else f" ± {setting.spread:.2g}"
         label = f"{number(setting.mean)}{spread}  {printable(words)[:70]}"
-        for member in setting.members:
-            x, y = thinned(member.run.series.get(name, ([], [])))
-            axes.plot(x, y, color=_COLOURS[place], linewidth=1.6, label=label, zorder=10 - place)
-            label = ""
-    _finish(axes, [value for member in members for value in thinned(member.run.series.get(name, ([], [])))[1]])
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", metadata={"Software": None})
-    return picture.getvalue()
+        curves = [member.run.series.get(name, ([], [])) for member in setting.members]
+        style = {"color": COLOURS[place], "zorder": 10 - place}
+        if len(curves) > 1:
+            for curve in curves:
+                axes.plot(*thinned(curve), linewidth=0.7, alpha=0.5, **style)
+        axes.plot(*thinned(mean_of(curves)), linewidth=2, label=label, **style)
 
 
 def _segment(series: Series, name: str) -> list[tuple[int, float]]:
@@ -101,10 +101,8 @@ def _alpha(runs: int) -> float:
 
 def _finish(axes: Any, values: Sequence[float]) -> None:
     axes.autoscale_view()
-    if values and min(values) > 0 and max(values) > 20 * min(values):
-        axes.set_yscale("log")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    if is_wide(values):
+        make_logarithmic(axes)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(handles[::-1], labels[::-1], fontsize=8, frameon=False)

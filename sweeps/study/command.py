@@ -23,7 +23,7 @@ from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir, write_plans
 from launcher.schema import LaunchConfig
 from launcher.submission.goal import Goal
-from launcher.submission.packing import without_curves
+from launcher.submission.packing import without_extras
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
 from launcher.submission.submit import Job
 from launcher.sweep_files import find_sweep, sweep_folders
@@ -217,7 +217,7 @@ def _job(member: Member, folder: StudyDir, cwd: Path) -> tuple[Job, Snapshot | N
         member.values, queue, default_name=folder.path.name, cwd=cwd, code=snapshot.id if snapshot else None, here=here,
         overrides=member.words,
     )  # fmt: skip
-    return Job(without_curves(plan), resources, member.overrides), snapshot
+    return Job(without_extras(plan), resources, member.overrides), snapshot
 
 
 def _workers(asked: Asked, member: Member, launch: LaunchConfig, settings: StudySettings) -> int:

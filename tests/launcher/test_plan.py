@@ -42,7 +42,8 @@ def test_a_plan_goes_to_json_and_back(values, tmp_path):
 @pytest.mark.parametrize(
     "execution",
     ["data.workers=2", "trainer.log_every=7", "trainer.val_every=5", "checkpoint.every_steps=3", "tracker=none",
-     "hardware.micro_batch=2", "trainer.compile=true", "launch.name=other", "trainer.log_samples=true"],
+     "hardware.micro_batch=2", "trainer.compile=true", "launch.name=other", "trainer.log_samples=true",
+     "throughput.peak_tflops=312", "throughput.peak_tflops=null"],
 )  # fmt: skip
 def test_execution_does_not_change_the_id(values, tmp_path, execution):
     assert plan_of(values(execution), tmp_path).run_id == plan_of(values(), tmp_path).run_id
@@ -91,6 +92,19 @@ def test_a_pinned_digest_is_insisted_on(values, tmp_path, data_csv):
 
 def test_reading_the_sections_looks_at_no_file(values):
     assert read_sections(values("data=csv", "data.path=nowhere.csv")).config.data.path == "nowhere.csv"
+
+
+def test_a_config_tree_of_ones_own_may_know_nothing_of_a_section_that_came_later(values, tmp_path):
+    whole = values(*SMALL)
+    del whole["throughput"]
+    plan, ours = plan_of(whole, tmp_path), plan_of(values(*SMALL), tmp_path)
+    assert plan.settings() == ours.settings() and plan.run_id == ours.run_id
+
+
+@pytest.mark.parametrize("said", ["mesure", "0", "-1", "true", "[1]", "inf"])
+def test_a_peak_that_is_none_is_refused_in_one_line(values, said):
+    with pytest.raises(UserError, match=r"^throughput\.peak_tflops=.*: should be a positive number of TFLOP/s, "):
+        read_sections(values(f"throughput.peak_tflops={said}"))
 
 
 def test_a_task_that_cannot_be_imported_is_named(values):

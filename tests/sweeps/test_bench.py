@@ -46,7 +46,7 @@ def test_memory_of_a_small_file(capsys):
 def test_compare_writes_all_its_files(capsys):
     ((row,),) = rows(capsys, "compare", "--members", "8")
     assert row["runs"] == 8 and row["seconds"] > 0 and row["peak_mb"] > 20
-    assert row["csv_mb"] > 0 and row["png_mb"] > 0 and row["html_mb"] > 0
+    assert row["csv_mb"] > 0 and row["plot_mb"] > 0 and row["html_mb"] > 0
 
 
 def test_help_imports_no_torch(capsys):

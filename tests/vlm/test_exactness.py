@@ -35,6 +35,7 @@ pytestmark = pytest.mark.slow
 STEP, MICRO_BATCH = "vlm.trainer.Trainer.train_step", "vlm.trainer.Trainer._loss_of"
 VALIDATION_BATCH, PICTURE = "vlm.validation.token_loss_sum", "vlm.data.cache.read_row"
 STEPS = 9
+CLOCKED = ("train/samples_per_s", "train/tokens_per_s", "train/mfu")
 
 # Every third step validates, in batches of one; 36 rows train, so that an epoch ends in the middle of a batch.
 RUN = (
@@ -125,7 +126,7 @@ def numbers(plan: Plan) -> dict[tuple[str, int], list[float]]:
     """All values recorded of each curve at each step, but for those of the clock."""
     found: dict[tuple[str, int], list[float]] = {}
     for name, (steps, values) in read_series(plan.rundir.metrics).items():
-        if not name.startswith(("time/", "ranks/")) and name != "train/samples_per_s":
+        if not name.startswith(("time/", "ranks/", "memory/")) and name not in CLOCKED:
             for step, value in zip(steps, values, strict=True):
                 found.setdefault((name, step), []).append(value)
     return found

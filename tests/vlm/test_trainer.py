@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -21,6 +22,7 @@ from tests.conftest import PHOTOS, picture, small, write_csv
 from tests.vlm.conftest import run_ranks
 from vlm.data.dataset import open_data
 from vlm.data.loader import StepDataset
+from vlm.flops import sample_flops
 from vlm.model.vlm import token_loss_sum
 from vlm.trainer import Trainer
 from vlm.validation import contact_sheet, exact_match, mean_loss
@@ -182,6 +184,45 @@ def test_every_phase_of_a_step_is_timed(train):
         assert len(series[f"time/{phase}"][1]) == 6 and all(s > 0 for s in series[f"time/{phase}"][1])
     header = plan.rundir.timings.read_text().splitlines()[0]
     assert header == "step,data_s,forward_s,backward_s,optimizer_s,total_s"
+
+
+def test_speed_flops_and_memory_are_logged_and_stand_in_the_summary(train):
+    plan, outcome = train("throughput.peak_tflops=0.002")
+    series, summary = read_series(plan.rundir.metrics), outcome.summary
+    for name in ("train/samples_per_s", "train/tokens_per_s", "train/mfu", "memory/peak_bytes"):
+        assert len(series[name][1]) == 6 and all(value > 0 for value in series[name][1])
+    assert summary["peak_tflops"] == 0.002 and summary["peak_memory_bytes"] >= series["memory/peak_bytes"][1][-1] > 1e7
+    assert summary["tokens_per_s"] > 10 * summary["samples_per_s"], "a caption has more than ten tokens"
+    assert summary["mfu"] == pytest.approx(summary["samples_per_s"] * summary["flops_per_sample"] / 2e9)
+    assert summary["samples_per_s"] == series["train/samples_per_s"][1][-1]
+
+
+def test_what_a_sample_costs_is_the_mean_over_the_rows_to_train_on(config, uneven):
+    settled = config("data=csv", uneven)
+    data = open_data(settled)
+    trainer = Trainer(session_for(settled), data)
+    texts = [len(data.rows.decoded.caption(int(row))) + 1 for row in data.train]
+    each = [sample_flops(settled.model, data.tokenizer.vocab_size, text) for text in texts]
+    assert trainer.flops_per_sample == pytest.approx(sum(each) / len(each))
+
+
+def test_two_ranks_are_measured_against_two_devices_and_the_one_with_most_memory_is_named(plan):
+    made = plan("throughput.peak_tflops=0.002")
+    run_ranks(made, 2)
+    summary = json.loads(made.rundir.summary.read_text())
+    assert summary["mfu"] == pytest.approx(summary["samples_per_s"] * summary["flops_per_sample"] / 4e9)
+    assert re.fullmatch(r"rank [01] on \S+", summary["peak_memory_rank"])
+    assert all("peak memory: " in made.rundir.log(rank).read_text() for rank in range(2))
+
+
+def test_the_peak_is_measured_or_left_out_and_what_is_learnt_is_the_same(losses, train):
+    words = ("model.dropout=0.2", "data.augment_shift=2")
+    measured, none = (losses(*words, f"throughput.peak_tflops={peak}") for peak in ("measure", "null"))
+    assert measured == none
+    _, outcome = train("throughput.peak_tflops=null")
+    assert outcome.summary["mfu"] is None and outcome.summary["peak_tflops"] is None
+    _, outcome = train("trainer.seed=1")
+    assert outcome.summary["mfu"] > 0 and outcome.summary["peak_tflops"] > 0
 
 
 def test_checkpoint_off_keeps_numbers_only(train):

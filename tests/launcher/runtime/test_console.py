@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 
 import pytest
 from rich.console import Console
 
-from launcher.runtime.console import Meter, logging_to
+from launcher.runtime.console import Meter, digest, logging_to
 
 log = logging.getLogger("tests.console")
 
@@ -17,7 +18,7 @@ log = logging.getLogger("tests.console")
 def terminal():
     """A console that believes to be a terminal, and what was drawn on it."""
     drawn = io.StringIO()
-    return Console(file=drawn, force_terminal=True, width=120), drawn
+    return Console(file=drawn, force_terminal=True, force_interactive=True, width=120), drawn
 
 
 @pytest.fixture
@@ -54,6 +55,33 @@ def test_a_step_without_text_is_no_line(pipe, lines):
     assert lines() == []
 
 
+def test_the_run_is_named_once_its_length_is_known_and_before_its_first_step(pipe, lines):
+    meter = Meter(pipe, True, lambda total: f"run x: {total} steps")
+    assert lines() == []
+    meter.expect(10)
+    meter.expect(10)
+    meter.show(1, "loss 2.0")
+    assert lines() == ["run x: 10 steps", "step 1/10  loss 2.0"]
+
+
+def test_a_run_of_unknown_length_is_named_with_its_first_step(pipe, lines):
+    Meter(pipe, True, lambda total: f"run x: {total} steps").show(1)
+    assert lines() == ["run x: None steps"]
+
+
+@pytest.mark.parametrize(
+    ("last", "line"),
+    [
+        ({}, ""),
+        ({"val/loss": 1.25, "train/loss": 2.0, "time/data": 1.0}, "loss 2.0000  val 1.2500"),
+        ({"train/samples_per_s": 1234.5, "train/epoch": 0.5}, "epoch 0.50  1234 samples/s"),
+        ({"train/samples_per_s": 0.123}, "0.12 samples/s"),
+    ],
+)
+def test_a_line_has_the_numbers_that_were_logged(last, line):
+    assert digest(last) == line
+
+
 @pytest.mark.parametrize("console", ["pipe", "terminal"])
 def test_where_nobody_watches_lines_go_to_the_log_and_nothing_is_drawn(console, request, lines):
     console = request.getfixturevalue(console)
@@ -78,6 +106,18 @@ def test_a_bar_shows_how_far_the_run_is_and_its_numbers(terminal, lines):
     assert "30/40" in drawn.getvalue()
     assert "loss 2.0" in drawn.getvalue()
     assert lines() == []
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_bar_takes_one_line_and_all_that_matters_most_fits(width):
+    drawn = io.StringIO()
+    meter = Meter(Console(file=drawn, force_terminal=True, force_interactive=True, width=width, no_color=True), True)
+    meter.expect(1500)
+    meter.show(1200, digest({"train/epoch": 3.2, "train/loss": 0.0123, "val/loss": 0.015, "train/samples_per_s": 412}))
+    meter.close()
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.getvalue()).rstrip("\n").rpartition("\r")[2]
+    assert len(last) <= width and last.startswith("1200/1500 ━") and last.endswith("left")
+    assert "epoch 3.20  loss 0.0123" in last and ("val 0.0150  412 samples/s" in last or width < 80)
 
 
 def test_a_step_without_text_leaves_the_numbers_of_the_step_before(terminal):

@@ -13,7 +13,7 @@ from launcher.runtime.pack.queue import Queue
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm
 from launcher.submission.commit import Wanted, to_slurm
-from launcher.submission.packing import Packing, without_curves
+from launcher.submission.packing import Packing, without_extras
 from tests.launcher.jobs import hardware, no_code
 from tests.launcher.submission.test_submit import CRASHES, NEVER, Sweep
 
@@ -156,10 +156,15 @@ def test_an_answer_that_was_lost_is_asked_for_not_submitted_again(sweep):
     assert sweep.slurm.submitted == [2] and len(sweep.queued_runs()) == 4
 
 
-def test_pictures_are_left_to_later_and_nothing_else_of_the_plan_changes(sweep):
+@pytest.mark.parametrize(("peak", "left"), [("measure", None), (None, None), (312.0, 312.0)])
+def test_pictures_are_left_to_later_no_peak_is_measured_and_nothing_else_of_the_plan_changes(sweep, peak, left):
     (one,) = sweep.jobs(1)
     plan = one.plan
     plan.execution["tracker"] = {"csv": True, "curves": True}
-    packed = without_curves(plan)
+    plan.execution["throughput"] = {"peak_tflops": peak}
+    packed = without_extras(plan)
     assert packed.execution["tracker"] == {"csv": True, "curves": False} and packed.run_id == plan.run_id
+    assert packed.execution["throughput"] == {"peak_tflops": left}
+    rest = {name: section for name, section in plan.execution.items() if name not in ("tracker", "throughput")}
+    assert rest.items() <= packed.execution.items()
     assert packed.science == plan.science and plan.execution["tracker"]["curves"] is True

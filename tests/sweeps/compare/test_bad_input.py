@@ -92,7 +92,7 @@ def test_sweeps_that_were_asked_for_different_metrics(tmp_path, refused, answer)
     assert answer(tmp_path, "--metric", "samples_per_s")["direction"] == "max"
 
 
-@pytest.mark.parametrize("option", ["--csv", "--png", "--html"])
+@pytest.mark.parametrize("option", ["--csv", "--plot", "--html"])
 def test_a_file_that_cannot_be_written_is_said_before_anything_is_read(folder, tmp_path, refused, option):
     made_grid(folder)
     assert f"{option} {tmp_path}/no/a: there is no folder" in refused(folder, option, tmp_path / "no" / "a")
@@ -106,7 +106,7 @@ def test_odd_settings_break_no_output(folder, tmp_path, compare, value):
     for lr, loss in ((1, 1.0), (value, 2.0)):
         made_run(folder, loss, optim__lr=lr, trainer__seed=0)
         made_run(folder, loss, optim__lr=lr, trainer__seed=1)
-    files = [word for kind in ("csv", "png", "html") for word in (f"--{kind}", tmp_path / f"a.{kind}")]
+    files = [word for kind in ("csv", "plot", "html") for word in (f"--{kind}", tmp_path / f"a.{kind}")]
     code, lines, said = compare(folder, *files)
     assert (
         code == 0
@@ -121,7 +121,7 @@ def test_a_name_that_is_no_text_breaks_no_output(tmp_path, compare):
     folder = tmp_path / "caf\udce9"
     made_run(folder, 1.0)
     made_run(folder, 2.0, optim__lr=1)
-    files = [word for kind in ("csv", "png", "html") for word in (f"--{kind}", tmp_path / f"a.{kind}")]
+    files = [word for kind in ("csv", "plot", "html") for word in (f"--{kind}", tmp_path / f"a.{kind}")]
     assert compare(folder, *files)[0] == 0
 
 
@@ -137,6 +137,6 @@ def test_an_odd_number_is_none_or_not_finite(folder, answer, loss):
 def test_no_curve_is_no_picture(folder, tmp_path, compare):
     for run in made_grid(folder):
         run.metrics.unlink()
-    code, _, said = compare(folder, "--png", tmp_path / "a.png")
-    assert code == 1 and said == ["error: --png: no run has logged a curve; there is nothing to draw"]
+    code, _, said = compare(folder, "--plot", tmp_path / "a.png")
+    assert code == 1 and said == ["error: --plot: no run has logged a curve; there is nothing to draw"]
     assert not (tmp_path / "a.png").exists()

@@ -12,6 +12,7 @@ import pytest
 
 from launcher.runtime.sweepdir import SweepDir
 from sweeps.__main__ import main
+from sweeps.compare.picture import mean_of
 from tests.sweeps.compare.made_runs import made_grid, made_run
 
 
@@ -213,8 +214,14 @@ def test_the_picture_is_one_and_the_same(folder, compare, tmp_path):
     made_grid(folder, rates=tuple(i / 1000 for i in range(1, 9)))
     made_run(folder, state="RUNNING", optim__lr=1, curve={10: math.nan, 20: 3.0})
     for name in ("a.png", "b.png"):
-        assert compare(folder, "--png", tmp_path / name)[0] == 0
+        assert compare(folder, "--plot", tmp_path / name)[0] == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with Image.open(tmp_path / "a.png") as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
-    assert (37, 99, 235) in colours and len(colours) > 50
+    assert (0, 114, 178) in colours and len(colours) > 50
+
+
+def test_the_mean_over_seeds_is_drawn_where_all_of_them_have_a_value():
+    assert mean_of([([1, 2, 4], [1.0, 2.0, 3.0])]) == ([1, 2, 4], [1.0, 2.0, 3.0])
+    assert mean_of([([1, 2, 4], [1.0, 2.0, 3.0]), ([2, 3, 4], [4.0, 9.0, 5.0])]) == ([2, 4], [3.0, 4.0])
+    assert mean_of([([1], [1.0]), ([], [])]) == ([], [])
