@@ -1,7 +1,7 @@
 """``launcher sync``: give MLflow what is missing there of runs, and say how what W&B wrote offline is sent.
 
-All of it comes from the run directory: numbers from ``metrics.csv``, parameters from the plan, files, and pictures where
-TensorBoard keeps them. What stands there already is left alone, so that it can be called at any time, again and again.
+All of it comes from the run directory: numbers from ``metrics.csv``, parameters from the plan, files, and pictures
+where TensorBoard keeps them. What stands there already is left alone: it may be called at any time, again and again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from launcher.runtime.plan import Plan
 from launcher.runtime.redaction import redacted
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.settings import TrackerSettings
-from launcher.runtime.tracking_uri import absolute_uri, check_uri
 from launcher.runtime.trackers import About
+from launcher.runtime.tracking_uri import absolute_uri, check_uri
 from launcher.tracking import require_installed
 
 _ALIVE_S = 600.0
@@ -79,9 +79,12 @@ def _sync(rundir: RunDir, uri: str | None, send: bool) -> bool:
 
 
 def unsent(rundir: RunDir) -> list[Path]:
-    """Folders that W&B wrote offline and ``wandb sync`` has not sent, which leaves a mark in them; oldest first."""
-    folders = sorted(rundir.wandb.glob("offline-run-*"))
-    return [folder for folder in folders if not any(folder.glob("*.synced"))]
+    """The folder that W&B wrote offline and ``wandb sync``, which leaves a mark in it, has not sent; or none.
+
+    Of several the newest alone: it holds the run's past, and the one that is sent last is all that the server has.
+    """
+    newest = sorted(rundir.wandb.glob("offline-run-*"))[-1:]
+    return [folder for folder in newest if not any(folder.glob("*.synced"))]
 
 
 def _is_alive(rundir: RunDir) -> bool:
@@ -113,7 +116,9 @@ def _to_mlflow(plan: Plan, rundir: RunDir, chosen: TrackerSettings, uri: str | N
         raise
     except Exception as error:  # MLflow's and its libraries', of many kinds
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"{rundir.path}: {place.uri}: {said}; is it there? (tracker.mlflow_uri, --mlflow-uri)") from error
+        raise UserError(
+            f"{rundir.path}: {place.uri}: {said}; is it there? (tracker.mlflow_uri, --mlflow-uri)"
+        ) from error
     return f"{run.recorded} values and files recorded" if run.recorded else "nothing was missing"
 
 
@@ -146,4 +151,4 @@ def _to_wandb(rundir: RunDir, offline: Sequence[Path], send: bool) -> None:
     require_installed(TrackerSettings(wandb=True))
     if subprocess.run([sys.executable, "-m", *command], check=False).returncode:
         raise UserError(f"{rundir.path}: wandb sync failed; its words are above")
-    print(f"{rundir.path}: wandb: {len(offline)} offline folders sent")
+    print(f"{rundir.path}: wandb: {offline[-1].name} sent")

@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _OTHERS = ("databricks",)
-_ALLOWED = "http://HOST:PORT, https://HOST, sqlite:///FILE, or a database that SQLAlchemy knows (postgresql://HOST/NAME)"
+_ALLOWED = (
+    "http://HOST:PORT, https://HOST, sqlite:///FILE, or a database that SQLAlchemy knows (postgresql://HOST/NAME)"
+)
 _SQLITE = "sqlite:///"
 
 

@@ -65,8 +65,7 @@ def start_trackers(chosen: TrackerSettings, about: About) -> list[Tracker]:
         again = f"record what is missing with: python -m launcher sync {shlex.quote(str(rundir.path))}"
         openers["mlflow"] = (lambda: _mlflow(about, chosen), again)
     if chosen.wandb and chosen.wandb_mode != "disabled":
-        again = f"its numbers are in {rundir.metrics}, what it wrote is sent by: wandb sync --include-offline {{}}"
-        openers["wandb"] = (lambda: _wandb(about, chosen), again.format(shlex.quote(str(rundir.wandb))))
+        openers["wandb"] = (lambda: _wandb(about, chosen), f"the run's numbers are in {rundir.metrics}")
     if openers:
         trackers.append(Beside([Queued(name, *opener) for name, opener in openers.items()], chosen.wait_s))
     return trackers

@@ -6,6 +6,7 @@ run was killed and does some steps again, the first of their numbers stay.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ _MOST_METRICS, _MOST_PARAMS = 1000, 100
 """Of one request (MLflow's REST API, "Log Batch")."""
 _LONGEST_PARAM, _LONGEST_TAG = 6000, 5000
 """Characters (MLflow, ``MAX_PARAM_VAL_LENGTH``, ``MAX_TAG_VAL_LENGTH``)."""
+_PICTURE = re.compile(r"(?P<name>.+?)[%+]step[%+](?P<step>\d+)[%+]")
+"""Name of a picture's file; releases differ in what stands between, and for a slash."""
 
 
 class MlflowRun:
@@ -188,10 +191,8 @@ class MlflowRun:
     def _pictures(self) -> Iterator[tuple[str, int]]:
         """Name and step of each picture that is there (``MlflowClient.log_image`` names files so)."""
         for file in self._client.list_artifacts(self._id, "images"):
-            name, _, rest = Path(file.path).name.partition("%step%")
-            step = rest.partition("%")[0]
-            if step.isdigit():
-                yield name.replace("#", "/"), int(step)
+            if found := _PICTURE.match(Path(file.path).name):
+                yield re.sub("[#~]", "/", found["name"]), int(found["step"])
 
     def _final(self, summary: Mapping[str, Any]) -> None:
         numbers = {f"final/{key}": float(summary[key]) for key in FINALS if summary.get(key) is not None}

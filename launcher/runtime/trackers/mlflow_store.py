@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os.path
 import time
 import warnings
@@ -17,8 +18,8 @@ from launcher.runtime.files import write_json
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.settings import TrackerSettings
 from launcher.runtime.sweepdir import SweepDir
-from launcher.runtime.tracking_uri import database_file
 from launcher.runtime.trackers import About
+from launcher.runtime.tracking_uri import database_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -144,3 +145,5 @@ def _hush() -> None:
     """Leave out what MLflow's dependencies say to its developers. Filters, not a context: that is no thread's own."""
     for module in ("mlflow", "sqlalchemy", "alembic", "pydantic", "google"):
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):  # tables made, tries to come: not on our terminal
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -125,7 +125,11 @@ class Queued:
         if not (late or left or ((self.dropped or self.errors) and not self._caught_up)):
             return True
         words = [
-            f"did not come to an end in time, {left} logs are left" if late else f"{left} logs are left" if left else "",
+            f"did not come to an end in time, {left} logs are left"
+            if late
+            else f"{left} logs are left"
+            if left
+            else "",
             f"{self.dropped} were dropped" if self.dropped else "",
             f"{self.errors} errors" if self.errors else "",
         ]
@@ -133,7 +137,7 @@ class Queued:
         return False
 
     def wait_idle(self, until: float) -> bool:
-        """Wait until ``time.monotonic()`` is ``until``, at most, for all that was logged to be written; whether it is."""
+        """Wait until ``time.monotonic()`` is ``until``, at most, for all to be written; whether it is."""
         with self._changed:
             return self._changed.wait_for(self._is_idle, max(0.0, until - time.monotonic()))
 
@@ -237,7 +241,8 @@ class Beside:
     def wait(self) -> bool:
         """Wait until all have recorded everything, for so long as this end of the run leaves; whether they have."""
         until = time.monotonic() + self.patience_s
-        return all([queue.wait(until) for queue in self.queues])
+        waited = [queue.wait(until) for queue in self.queues]  # each of them: what it says is of its own
+        return all(waited)
 
 
 def _size_of(value: Value) -> int:

@@ -36,4 +36,6 @@ def recordable(values: Mapping[str, Any]) -> dict[str, Value]:
 def as_key(name: str, most: int = 250) -> str:
     """``name`` as MLflow takes it: letters, digits, ``_-. /``, no path that leads elsewhere, at most ``most`` long."""
     key = re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)[:most]
-    return key if key == posixpath.normpath(key) and not key.startswith(("/", "..")) else key.replace("/", "_").strip(".")
+    return (
+        key if key == posixpath.normpath(key) and not key.startswith(("/", "..")) else key.replace("/", "_").strip(".")
+    )

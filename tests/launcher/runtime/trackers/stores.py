@@ -84,10 +84,10 @@ def _await_health(process: subprocess.Popen[bytes], url: str, log: Path) -> None
     for _ in range(1200):
         if process.poll() is not None:
             raise RuntimeError(log.read_text())
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                if answer.status == 200:
-                    return
+        away = contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError)
+        with away, urllib.request.urlopen(url, timeout=5) as answer:
+            if answer.status == 200:
+                return
         ended.wait(0.1)
     raise TimeoutError(log.read_text())
 
@@ -109,7 +109,7 @@ def silent_server() -> Iterator[tuple[str, threading.Event]]:
             asked.set()
             over.wait(600)
 
-        do_POST = do_GET  # noqa: N815
+        do_POST = do_GET
 
         def log_message(self, *words: Any) -> None:
             """Nothing."""

@@ -20,7 +20,6 @@ from tests.launcher.runtime.trackers.stores import (
 )
 
 
-
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """As ``set_defaults`` does, and quicker."""
