@@ -64,6 +64,8 @@ def open_client(place: Place) -> MlflowClient:
         if error.name != "mlflow":
             raise
         raise UserError(f"MLflow is not installed here: {EXTRA}") from None
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):  # tables made, tries to come: not on our terminal
+        logging.getLogger(name).setLevel(logging.ERROR)
     with _making(place.uri):  # MLflow's own first use breaks where several come at once
         client = MlflowClient(tracking_uri=place.uri)
         client.search_experiments(max_results=1)
@@ -145,5 +147,3 @@ def _hush() -> None:
     """Leave out what MLflow's dependencies say to its developers. Filters, not a context: that is no thread's own."""
     for module in ("mlflow", "sqlalchemy", "alembic", "pydantic", "google"):
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
-    for name in ("mlflow", "alembic", "urllib3.connectionpool"):  # tables made, tries to come: not on our terminal
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -75,6 +75,7 @@ class WandbRun:
         if not summary and self._about.rundir.state() == "PREEMPTED":
             self._run.mark_preempting()
         self._run.finish(exit_code=0 if done else 1)
+        self._wandb.teardown()  # its process has written all of it then; a packed member ends without its goodbyes
 
     def _tell_the_past(self) -> None:
         """Log what earlier attempts did, as the ledger has it, from the step on that W&B knows of."""

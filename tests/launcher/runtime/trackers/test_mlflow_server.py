@@ -26,6 +26,7 @@ def impatient(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setattr("launcher.runtime.trackers.queued._STOP_S", 60.0)  # a slow machine is no part of it
 
 
 @pytest.fixture(scope="module")
