@@ -147,7 +147,9 @@ def _curves(args: argparse.Namespace) -> int:
 
 def _sync(args: argparse.Namespace) -> int:
     from launcher.manage.sync import sync
+    from launcher.runtime.world import set_defaults
 
+    set_defaults(os.environ)
     return sync(args.targets, Path.cwd(), uri=args.mlflow_uri, send=args.wandb)
 
 

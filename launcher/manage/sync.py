@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from launcher.manage.targets import merged, named
 from launcher.runtime.errors import ExitCode, UserError, say_error
@@ -122,7 +123,7 @@ def _to_mlflow(plan: Plan, rundir: RunDir, chosen: TrackerSettings, uri: str | N
     return f"{run.recorded} values and files recorded" if run.recorded else "nothing was missing"
 
 
-def _pictures(rundir: RunDir) -> Iterator[tuple[str, int, object]]:
+def _pictures(rundir: RunDir) -> Iterator[tuple[str, int, Any]]:
     """Name, step and pixels of each picture that TensorBoard has: the run's own files hold numbers only."""
     if not rundir.tensorboard.exists():
         return

@@ -107,6 +107,7 @@ _OF_TRACKERS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_DISABLE_TELEMETRY": "true",  # of compute nodes that often reach no network; it starts a thread
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",  # MLflow's GitPython complains where there is no git
 }
 """What trackers' libraries read."""

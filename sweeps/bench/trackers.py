@@ -92,7 +92,7 @@ class _Bench:
         self.plain()
         self.tracked()
         self._idle()
-        self.log_s.clear(), self.picture_s.clear()
+        self.log_s, self.picture_s = [], []
 
     def plain(self) -> None:
         """A block of steps."""

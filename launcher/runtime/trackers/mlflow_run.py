@@ -177,8 +177,8 @@ class MlflowRun:
         self._known.clear()
         for key in self._client.get_run(self._id).data.metrics:
             self._known[key] = {metric.step for metric in self._client.get_metric_history(self._id, key)}
-        for key, steps in self._pictures():
-            self._known[f"images/{key}"].add(steps)
+        for key, at in self._pictures():
+            self._known[f"images/{key}"].add(at)
         if not self._rundir.metrics.exists():
             return
         time_ms = int(self._rundir.metrics.stat().st_mtime * 1000)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PARENT = "mlflow.parentRunId"
 EXTRA = 'pip install "seemore-launcher[mlflow]"'
+_OF_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""What MLflow's pages take an experiment for: models that are trained."""
 _LOCK_S = 120.0
 """Longest wait for who makes the store: it takes some ten seconds on a slow disk."""
 
@@ -84,7 +86,7 @@ def experiment_id(client: MlflowClient, place: Place) -> str:
     if found is None:
         artifacts = place.artifacts and f"{place.artifacts}/{place.experiment}"
         try:
-            return str(client.create_experiment(place.experiment, artifact_location=artifacts))
+            return str(client.create_experiment(place.experiment, artifacts, _OF_TRAINING))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

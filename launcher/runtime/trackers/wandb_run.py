@@ -106,9 +106,9 @@ class WandbRun:
     def _require_key(self) -> None:
         """See that there is a key, without asking for one: nobody looks at a thread's question."""
         try:
-            there = self._wandb.login(prompt=False, verify=False)
+            there = bool(self._wandb.login(prompt=False, verify=False))
         except TypeError:  # an older one
-            there = self._wandb.api.api_key
+            there = bool(self._wandb.api.api_key)
         if not there:
             raise UserError("no key: wandb login, or WANDB_API_KEY in the environment of the job")
 

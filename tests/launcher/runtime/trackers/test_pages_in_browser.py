@@ -13,7 +13,7 @@ import pytest
 from launcher.runtime.job import run_job
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
-from launcher.runtime.trackers.mlflow_store import Place
+from launcher.runtime.trackers.mlflow_store import Place, open_client
 from tests.chromium import chromium_driver
 from tests.launcher.runtime.toy_job import STEPS, toy_job
 from tests.launcher.runtime.trackers.stores import mlflow_server, run_of
@@ -25,7 +25,7 @@ RATES = (0.01, 0.02)
 @pytest.fixture(scope="module")
 def browser(request):
     with chromium_driver(request.config, reaches="127.0.0.1") as driver:
-        driver.set_window_size(1400, 1100)
+        driver.set_window_size(1700, 1300)
         driver.implicitly_wait(30)
         yield driver
 
@@ -45,6 +45,7 @@ def mlflow(folder):
 @pytest.fixture(scope="module")
 def plans(folder, mlflow):
     """Two members of a sweep, trained."""
+    open_client(Place(mlflow, "tests"))
     tracker = {"csv": True, "tensorboard": True, "mlflow": True, "mlflow_uri": mlflow, "wait_s": 120.0}
     made = [toy_job(folder, lr=rate) for rate in RATES]
     made = [replace(plan, execution=plan.execution | {"tracker": tracker}) for plan in made]
@@ -65,8 +66,10 @@ def shown(browser, address, folder, name, *texts):
     def text(driver):
         return driver.find_element("tag name", "body").text
 
-    WebDriverWait(browser, 60).until(lambda driver: all(word in text(driver) for word in texts))
-    browser.save_screenshot(str(folder / f"{name}.png"))
+    try:
+        WebDriverWait(browser, 60).until(lambda driver: all(word in text(driver) for word in texts))
+    finally:
+        browser.save_screenshot(str(folder / f"{name}.png"))
     return text(browser)
 
 
@@ -80,8 +83,8 @@ def test_mlflow_shows_the_sweep_and_its_members(browser, folder, mlflow, plans):
     address = f"{mlflow}/#/experiments/{experiment}/runs/{runs[0].info.run_id}"
     page = shown(browser, address, folder, "mlflow-run", ids[0], "Finished", "hub_token")
     assert "<redacted>" in page and "hf-secret" not in page and "0.01" in page
-    metrics = shown(browser, f"{address}/model-metrics", folder, "mlflow-metrics", "train/loss", "val/loss")
-    assert "final/best_val_loss" in metrics or "final" in metrics
+    metrics = shown(browser, f"{address}/model-metrics", folder, "mlflow-metrics", "train (1)", "val (1)")
+    assert "final (3)" in metrics and "best_val_loss" in metrics
     files = shown(browser, f"{address}/artifacts", folder, "mlflow-files", "config.yaml", "loss_curve.png")
     assert "summary.json" in files and "timing_curve.png" in files
 
