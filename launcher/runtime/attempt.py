@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # they import torch
     from launcher.runtime.resume import Search
     from launcher.runtime.session import Session
     from launcher.runtime.trackers import Tracker
+    from launcher.runtime.trackers.queued import Beside
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class _Attempt:
         self._rundir = plan.rundir
         self._lease, self._listener = lease, listener
         self._session: Session | None = None
+        self._beside: list[Beside] = []
         self._hosts = [world.node]
         self._who = f"rank {world.rank} on {world.node}"
         self._begun = False
@@ -166,14 +168,20 @@ class _Attempt:
             saver=Saver(self._rundir, settings.checkpoint, world, author, restored.path if restored else None),
             stop=self._stop,
             meter=meter,
-            open_trackers=lambda step: [
+            open_trackers=lambda step: self._opened(
                 *start_trackers(settings.tracker, About(self._rundir, values, science, step, self._labels())),
                 *listeners,
-            ],
+            ),
             hosts=self._hosts,
             beat=beat,
             profiler=StepProfiler(settings.profiler, self._rundir, world, self._number),
         )
+
+    def _opened(self, *trackers: Tracker) -> list[Tracker]:
+        from launcher.runtime.trackers.queued import Beside
+
+        self._beside = [tracker for tracker in trackers if isinstance(tracker, Beside)]
+        return [*trackers]
 
     def _labels(self) -> dict[str, str]:
         """What tells the run apart in a tracker, beside its config."""
@@ -224,10 +232,11 @@ class _Attempt:
         """No more traces, and trackers are waited for; a process may train another run after this one."""
         if self._session:
             self._session.profiler.close()
-            try:
-                self._session.let_trackers_end()
-            except KeyboardInterrupt:
-                log.warning("not waiting for the trackers any longer")
+        try:
+            for beside in self._beside:
+                beside.wait()
+        except KeyboardInterrupt:
+            log.warning("not waiting for the trackers any longer")
 
     def _begin(self, search: Search | None) -> None:
         """Write that it starts, and from which checkpoint; None: it never came to look for one."""

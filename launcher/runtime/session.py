@@ -36,7 +36,6 @@ from launcher.runtime.signals import StopFlag
 from launcher.runtime.slowest import PhaseBoard
 from launcher.runtime.spans import span
 from launcher.runtime.trackers import Tracker, Value
-from launcher.runtime.trackers.queued import Beside
 from launcher.runtime.world import World
 
 log = logging.getLogger(__name__)
@@ -87,7 +86,6 @@ class Session:
         self._meter = meter
         self._open_trackers = open_trackers
         self._trackers: list[Tracker] | None = None
-        self._beside: list[Beside] = []
         self._board = PhaseBoard(world.rank, hosts)
         self._beat = beat
         self.profiler = profiler
@@ -269,15 +267,9 @@ class Session:
     def close_trackers(self, summary: Mapping[str, Any]) -> None:
         """Let every tracker write what only the end knows; none is left open."""
         trackers, self._trackers = self._trackers or [], None
-        self._beside += [tracker for tracker in trackers if isinstance(tracker, Beside)]
         with ExitStack() as stack:  # each of them, whatever another one raises
             for tracker in reversed(trackers):
                 stack.callback(tracker.finish, summary)
-
-    def let_trackers_end(self) -> None:
-        """Wait, for as long as ``tracker.wait_s`` and the kind of end say, for those that have threads of their own."""
-        for beside in self._beside:
-            beside.wait()
 
     @property
     def saved_step(self) -> int | None:

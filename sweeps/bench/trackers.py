@@ -127,7 +127,7 @@ class _Bench:
     def close(self) -> None:
         """Let the trackers end."""
         self._session.close_trackers({})
-        self._session.let_trackers_end()
+        self._beside.wait()
 
     def _log(self, loss: float, *, with_picture: bool) -> None:
         phases = ("data", "forward", "backward", "optimizer", "total")

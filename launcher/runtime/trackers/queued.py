@@ -220,6 +220,7 @@ class Beside:
         self.queues = list(queues)
         self.patience_s = wait_s
         self._refused: set[str] = set()
+        self._ending = False
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Hand on what can be recorded; of the rest each name is said once."""
@@ -233,6 +234,7 @@ class Beside:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Let them end; ``wait`` waits for it."""
+        self._ending = True
         if not summary:
             self.patience_s = min(_STOP_S, self.patience_s)
         for queue in self.queues:
@@ -240,6 +242,8 @@ class Beside:
 
     def wait(self) -> bool:
         """Wait until all have recorded everything, for so long as this end of the run leaves; whether they have."""
+        if not self._ending:
+            return True  # they were never told to end: another attempt has taken the run over
         until = time.monotonic() + self.patience_s
         waited = [queue.wait(until) for queue in self.queues]  # each of them: what it says is of its own
         return all(waited)
