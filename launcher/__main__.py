@@ -18,6 +18,7 @@ See and manage runs; python -m launcher.run starts them.
   python -m launcher resume 1537f0             go on with a run from its last checkpoint, the way it was launched
   python -m launcher retry runs/demo           go on with what failed or stopped of it
   python -m launcher curves runs/demo          draw the curves of runs that have none, as packed ones
+  python -m launcher sync runs/demo            give MLflow and W&B what they missed of it
   python -m launcher doctor                    does this cluster do what we rely on?
 
 RUN is a run's folder (runs/<sweep>/<run_id>), its id or the first letters of it, or a job's id like 12 or 12_3.
@@ -68,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     curves = commands.add_parser("curves", help="draw loss and timing curves of runs that have none")
     curves.add_argument("targets", nargs="+", metavar="TARGET", help="a sweep's folder, a root of sweeps, or RUN")
     curves.set_defaults(command=_curves)
+
+    sync = commands.add_parser("sync", help="give MLflow and W&B what they missed of runs")
+    sync.add_argument("targets", nargs="+", metavar="TARGET", help="a sweep's folder, a root of sweeps, or RUN")
+    sync.add_argument("--mlflow-uri", metavar="URI", help="this store of MLflow, whatever the runs were planned with")
+    sync.add_argument("--wandb", action="store_true", help="run `wandb sync` too, not only say how")
+    sync.set_defaults(command=_sync)
 
     _add_doctor(commands.add_parser("doctor", help="check Slurm's settings, the shared folder and a test job"))
     return parser
@@ -136,6 +143,14 @@ def _curves(args: argparse.Namespace) -> int:
     from launcher.manage.curves import curves
 
     return curves(args.targets, Path.cwd())
+
+
+def _sync(args: argparse.Namespace) -> int:
+    from launcher.manage.sync import sync
+    from launcher.runtime.world import set_defaults
+
+    set_defaults(os.environ)
+    return sync(args.targets, Path.cwd(), uri=args.mlflow_uri, send=args.wandb)
 
 
 def _doctor(args: argparse.Namespace) -> int:

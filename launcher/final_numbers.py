@@ -37,6 +37,17 @@ def say_outcome(rundir: RunDir, outcome: Outcome) -> None:
             print(f"  {file.name}")
     if rundir.tensorboard.exists():
         print(f"look at it:  tensorboard --logdir {shlex.quote(str(rundir.path.parent))}")
+    if store := (rundir.read(rundir.mlflow) or {}).get("uri"):
+        print(f"look at it:  {_server_of(str(store))}")
+
+
+def _server_of(store: str) -> str:
+    """Where the pages of an MLflow store are, or the light way to have them: two processes, not eleven."""
+    if store.startswith("http"):
+        return store
+    return (
+        f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --workers 1 --backend-store-uri {shlex.quote(store)}"
+    )
 
 
 def _table(numbers: Mapping[str, Any]) -> Table:

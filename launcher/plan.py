@@ -20,6 +20,7 @@ from launcher.runtime.sections import halves, hashed, nearest, parse
 from launcher.runtime.settings import ProfilerSettings, RequeueSettings, Settings
 from launcher.schema import HardwareConfig, LaunchConfig, SiteConfig, TaskConfig
 from launcher.submission.resources import Resources, resources_of
+from launcher.tracking import require_installed, settled
 
 _OURS = {f.name for f in dataclasses.fields(Settings)} | {"task", "launch", "hardware", "site"}
 
@@ -48,6 +49,8 @@ def read_sections(values: Mapping[str, Any]) -> Sections:
     hardware = parse(HardwareConfig, _section(values, "hardware"), "hardware")
     site = parse(SiteConfig, _section(values, "site"), "site")
     settings = parse(Settings, _settings(values))
+    if site.python is None:  # another Python's packages are not this one's
+        require_installed(settings.tracker)
     schema = resolve_name(task.schema)
     if not (isinstance(schema, type) and dataclasses.is_dataclass(schema)):
         raise UserError(f"task.schema={task.schema!r}: should name a dataclass")
@@ -157,6 +160,8 @@ def _freeze(
     if hasattr(config, "resolve"):
         config = config.resolve(facts)
     science, execution = halves(config)
+    tracker = settled(sections.settings.tracker, facts.absolute)
+    settings = dataclasses.replace(sections.settings, tracker=tracker)
     return Plan(
         run_id=run_id(hashed(config)),
         name=sections.launch.name or default_name,
@@ -166,7 +171,7 @@ def _freeze(
         science=science,
         execution={
             "task": execution,
-            **dataclasses.asdict(sections.settings),
+            **dataclasses.asdict(settings),
             "hardware": dataclasses.asdict(hardware) | {"interface": sections.site.interface},
         },
         code=code,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # they import torch
     from launcher.runtime.resume import Search
     from launcher.runtime.session import Session
     from launcher.runtime.trackers import Tracker
+    from launcher.runtime.trackers.queued import Beside
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def run_attempt(
         raise meant from error
     finally:
         now.ended()
-        now.close_profiler()  # last: all that matters is written by now
+        now.close_beside()  # last: all that matters is written by now
 
 
 class _Attempt:
@@ -96,6 +97,7 @@ class _Attempt:
         self._rundir = plan.rundir
         self._lease, self._listener = lease, listener
         self._session: Session | None = None
+        self._beside: list[Beside] = []
         self._hosts = [world.node]
         self._who = f"rank {world.rank} on {world.node}"
         self._begun = False
@@ -150,7 +152,7 @@ class _Attempt:
         from launcher.runtime.fingerprint import fingerprint
         from launcher.runtime.profiler import StepProfiler
         from launcher.runtime.session import Session
-        from launcher.runtime.trackers import start_trackers
+        from launcher.runtime.trackers import About, start_trackers
 
         plan, world, settings = self._plan, self._world, self._plan.settings()
         author = Author(run_id=plan.run_id, attempt=self._number, lease=self._lease, fingerprint=fingerprint(world))
@@ -166,14 +168,25 @@ class _Attempt:
             saver=Saver(self._rundir, settings.checkpoint, world, author, restored.path if restored else None),
             stop=self._stop,
             meter=meter,
-            open_trackers=lambda step: [
-                *start_trackers(settings.tracker, self._rundir, values, science, step),
+            open_trackers=lambda step: self._opened(
+                *start_trackers(settings.tracker, About(self._rundir, values, science, step, self._labels())),
                 *listeners,
-            ],
+            ),
             hosts=self._hosts,
             beat=beat,
             profiler=StepProfiler(settings.profiler, self._rundir, world, self._number),
         )
+
+    def _opened(self, *trackers: Tracker) -> list[Tracker]:
+        from launcher.runtime.trackers.queued import Beside
+
+        self._beside = [tracker for tracker in trackers if isinstance(tracker, Beside)]
+        return [*trackers]
+
+    def _labels(self) -> dict[str, str]:
+        """What tells the run apart in a tracker, beside its config."""
+        known = self._plan.labels() | {"attempt": str(self._number), "host": self._world.node}
+        return known | ({"slurm_job_id": self._world.job_id} if self._world.job_id else {})
 
     def failed(self, error: BaseException) -> BaseException:
         """Record ``error``, once; returns what it means (see ``failures.told``)."""
@@ -215,10 +228,15 @@ class _Attempt:
             except OSError as error:  # of what ended it all is said by now; on a full disk curves cannot be drawn
                 log.error("curves are not complete: %s", error)
 
-    def close_profiler(self) -> None:
-        """No more traces; a process may train another run after this one."""
+    def close_beside(self) -> None:
+        """No more traces, and trackers are waited for; a process may train another run after this one."""
         if self._session:
             self._session.profiler.close()
+        try:
+            for beside in self._beside:
+                beside.wait()
+        except KeyboardInterrupt:
+            log.warning("not waiting for the trackers any longer")
 
     def _begin(self, search: Search | None) -> None:
         """Write that it starts, and from which checkpoint; None: it never came to look for one."""

@@ -33,8 +33,12 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Replace ``path`` by ``value`` as indented JSON; numbers that are not finite, which JSON has not, become null."""
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(path, text.encode(), durable=durable)
+    write_atomic(path, json_text(value).encode(), durable=durable)
+
+
+def json_text(value: Any) -> str:
+    """``value`` as ``write_json`` writes it."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

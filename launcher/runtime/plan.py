@@ -86,6 +86,11 @@ class Plan:
         """The sections that the session obeys."""
         return parse(Settings, {f.name: self.execution[f.name] for f in fields(Settings) if f.name in self.execution})
 
+    def labels(self) -> dict[str, str]:
+        """What trackers are told beside the config: whose run it is and which code it was planned with."""
+        known = {"target": self.target, "git_sha": self.environment.get("git_sha"), "code": self.code}
+        return {name: str(value) for name, value in known.items() if value}
+
     def same_science(self, other: Plan) -> bool:
         """Whether both would learn the same: what is hashed is equal, whatever was added to the schema since."""
         if self.schema == other.schema and self.science == other.science:

@@ -88,6 +88,16 @@ class RunDir:
         return self.path / "tb"
 
     @property
+    def mlflow(self) -> Path:
+        """Which store of MLflow records this run, and as which of its runs."""
+        return self.path / "mlflow.json"
+
+    @property
+    def wandb(self) -> Path:
+        """W&B's own files, a folder for each attempt; it names them."""
+        return self.path / "wandb"
+
+    @property
     def checkpoints(self) -> Path:
         """Committed checkpoints, a folder each."""
         return self.path / "checkpoints"

@@ -18,6 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -278,8 +279,9 @@ class Session:
     def close_trackers(self, summary: Mapping[str, Any]) -> None:
         """Let every tracker write what only the end knows; none is left open."""
         trackers, self._trackers = self._trackers or [], None
-        for tracker in trackers:
-            tracker.finish(summary)
+        with ExitStack() as stack:  # each of them, whatever another one raises
+            for tracker in reversed(trackers):
+                stack.callback(tracker.finish, summary)
 
     @property
     def saved_step(self) -> int | None:

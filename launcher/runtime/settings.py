@@ -10,6 +10,7 @@ from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from launcher.runtime.sections import NotNegative, Positive, Section
+from launcher.runtime.tracking_uri import check_uri
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class WatchdogSettings(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerSettings(Section):
-    """Where numbers go: any of these, or none. Chosen together: ``tracker=[csv,tensorboard]``."""
+    """Where numbers go: any of these, or none. Chosen together: ``tracker=[tensorboard,mlflow]``."""
 
     csv: bool = False
     """metrics.csv, losses_log.csv and timing_logs.csv."""
@@ -63,6 +64,30 @@ class TrackerSettings(Section):
     ``python -m launcher curves``: a picture takes longer than a short run."""
     tensorboard: bool = False
     """Event files under ``tb/``."""
+    mlflow: bool = False
+    """A run of MLflow; the members of a sweep are its children of one parent run."""
+    mlflow_uri: str | None = None
+    """Where: a server (``http://HOST:PORT``) or a database (``sqlite:///FILE``); null: ``<launch.root>/mlflow.db``."""
+    mlflow_experiment: str | None = None
+    """null: the package of ``task.target``."""
+    wandb: bool = False
+    """A run of Weights & Biases, its id that of the run; the key comes from the environment or ``wandb login``."""
+    wandb_mode: Literal["online", "offline", "disabled"] = "online"
+    """offline: files in the run directory, sent by ``wandb sync`` later; so is a run whose server cannot be reached."""
+    wandb_project: str | None = None
+    """null: the package of ``task.target``."""
+    wandb_entity: str | None = None
+    """User or team; null: W&B's default of the user."""
+    wandb_group: str | None = None
+    """null: the sweep."""
+    wait_s: Annotated[float, Field(ge=0)] = 30.0
+    """Longest time, seconds, that the end of a run waits for TensorBoard, MLflow and W&B; a stop waits 5 at most."""
+
+    def __post_init__(self) -> None:
+        check_uri(self.mlflow_uri)
+        for name in ("mlflow_experiment", "wandb_project", "wandb_group"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name}='': should be a name, or null")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,16 @@ class SweepDir:
         return self.path / "submissions" / f"{token}.{job_id}.r{restarts}.refused"
 
     @property
+    def mlflow(self) -> Path:
+        """Which store of MLflow records its runs, and the run there that stands for all of them."""
+        return self.path / "mlflow.json"
+
+    @property
+    def mlflow_lock(self) -> Path:
+        """Held by whoever makes that run."""
+        return self.path / ".mlflow.lock"
+
+    @property
     def replaced(self) -> Path:
         """Runs that were moved aside to be made anew, ``<run_id>.<n>`` each."""
         return self.path / "replaced"

@@ -102,6 +102,17 @@ def tunables(given: str | None) -> str:
     return ":".join(filter(None, (STREAMING, given)))
 
 
+_OF_TRACKERS = {
+    # Seconds and tries: a server that is away is found to be in half a minute, not in an hour. It holds up nobody.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # of compute nodes that often reach no network; it starts a thread
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "GIT_PYTHON_REFRESH": "quiet",  # MLflow's GitPython complains where there is no git
+}
+"""What trackers' libraries read."""
+
+
 def set_defaults(env: MutableMapping[str, str], threads: int | None = None) -> None:
     """Set, before torch is imported, what libraries of this process read from the environment; the user's own stays.
 
@@ -111,6 +122,8 @@ def set_defaults(env: MutableMapping[str, str], threads: int | None = None) -> N
     # Without it cuBLAS has no deterministic algorithms (cuBLAS manual, "Results reproducibility").
     env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     env.setdefault("KINETO_LOG_LEVEL", "6")  # else torch's profiler writes two lines on stderr for each window
+    for name, value in _OF_TRACKERS.items():
+        env.setdefault(name, value)
     if threads is not None:
         env.setdefault("OMP_NUM_THREADS", str(threads))
 

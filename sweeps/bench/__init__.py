@@ -20,6 +20,7 @@ from sweeps.bench import (
     step,
     submit,
     trace,
+    trackers,
 )
 
 _BENCHMARKS = (
@@ -37,6 +38,7 @@ _BENCHMARKS = (
     pack,
     profiler,
     trace,
+    trackers,
 )
 
 

@@ -8,7 +8,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,8 +179,8 @@ class _Bench:
             torch.cuda.synchronize()
 
 
-def open_session(folder: Path, world: Any) -> Any:
-    """A session on its own: nothing is logged, every step that it is offered is saved."""
+def open_session(folder: Path, world: Any, trackers: Sequence[Any] = ()) -> Any:
+    """A session on its own: every step that it is offered is saved, what it logs goes to ``trackers``."""
     from rich.console import Console
 
     from launcher.runtime.checkpoint.saver import Author, Saver
@@ -205,7 +205,7 @@ def open_session(folder: Path, world: Any) -> Any:
         saver=Saver(rundir, checkpoint, world, author, None),
         stop=StopFlag(),
         meter=Meter(Console(stderr=True), visible=False),
-        open_trackers=lambda step: [],
+        open_trackers=lambda step: [*trackers],
         hosts=[world.node],
         beat=lambda what: None,
         profiler=StepProfiler(ProfilerSettings(), rundir, world, 1),

@@ -65,6 +65,12 @@ def test_a_profiler_that_waits_costs_next_to_nothing(capsys):
     assert 0 < row["waiting_percent"] < 1 and row["step_times_longer"] > 0 and row["recording_times_longer"] > 0
 
 
+@pytest.mark.slow
+def test_all_trackers_at_once_are_held_against_none(capsys):
+    ((row,),) = rows(capsys, "trackers", "--rounds", "1", "--steps", "20", "--batch", "1", "--text", "8")
+    assert row["step_ms"] > 0 and row["log_ms"] > 0 and row["log_percent"] > 0 and row["log_with_picture_ms"] > 0
+
+
 def test_a_large_trace_is_told(capfd):
     ((row,),) = rows(capfd, "trace", "--mb", "4")
     assert row["trace_mb"] >= 4 and row["steps"] % 3 == 0 and row["seconds"] > 0 and row["peak_mb"] > 20

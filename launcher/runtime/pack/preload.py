@@ -38,6 +38,8 @@ def preload(plan: Plan) -> None:
     modules = [*_OF_EVERY_TASK]
     modules += ["launcher.runtime.trackers.csv_files"] if trackers.csv else []
     modules += ["launcher.runtime.trackers.tensorboard"] if trackers.tensorboard else []
+    modules += ["launcher.runtime.trackers.mlflow_run"] if trackers.mlflow else []
+    modules += ["launcher.runtime.trackers.wandb_run"] if trackers.wandb else []
     for module in modules:
         importlib.import_module(module)
     resolve_name(plan.target)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from launcher.runtime.curves import draw_curves
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.tables import StepTable
-from launcher.runtime.trackers import Value
+from launcher.runtime.trackers.values import Value
 
 LOSS_COLUMNS = {"epoch": "train/epoch", "train_loss": "train/loss", "val_loss": "val/loss"}
 TIMING_COLUMNS = {f"{phase}_s": f"time/{phase}" for phase in ("data", "forward", "backward", "optimizer", "total")}
@@ -26,7 +28,7 @@ class CsvFiles:
 
     def log(self, values: Mapping[str, Value], step: int) -> None:
         """A row of ``metrics.csv`` a number; a row of the other two where they have something to say."""
-        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float | np.number)}
         self._metrics.add([[step, *_split(name), repr(float(value))] for name, value in numbers.items()])
         if "train/loss" in numbers or "val/loss" in numbers:
             self._losses.add([[step, *(numbers.get(name, "") for name in LOSS_COLUMNS.values())]])

@@ -13,7 +13,7 @@ import numpy as np
 
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sections import flat
-from launcher.runtime.trackers import Value
+from launcher.runtime.trackers.values import Value
 
 with warnings.catch_warnings():  # tensorboard probes for TensorFlow and complains of its own protobuf
     warnings.simplefilter("ignore")
@@ -41,6 +41,14 @@ class TensorBoard:
                 self._writer.add_image(name, value, step, dataformats="HWC")
             else:
                 self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Have it in the file, which a TensorBoard that looks on reads."""
+        self._writer.flush()
+
+    def catch_up(self) -> bool:
+        """Nothing is made up for: an event file only grows."""
+        return False
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the row of the HParams table: science against the final numbers."""

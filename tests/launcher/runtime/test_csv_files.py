@@ -9,7 +9,7 @@ import pytest
 
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.settings import TrackerSettings
-from launcher.runtime.trackers import start_trackers
+from launcher.runtime.trackers import About, start_trackers
 from launcher.runtime.trackers.csv_files import CsvFiles
 
 TIMES = {f"time/{phase}": 0.25 for phase in ("data", "forward", "backward", "optimizer", "total")}
@@ -94,7 +94,7 @@ def test_a_run_that_was_stopped_has_no_time_for_pictures(rundir):
     ("names", "made"), [([], set()), (["csv"], {"metrics.csv", "losses_log.csv", "timing_logs.csv"})]
 )
 def test_only_the_trackers_that_are_named_are_started(rundir, names, made):
-    trackers = start_trackers(TrackerSettings(**dict.fromkeys(names, True)), rundir, {}, {}, 0)
+    trackers = start_trackers(TrackerSettings(**dict.fromkeys(names, True)), About(rundir, {}, {}))
     assert len(trackers) == len(names)
     assert {path.name for path in rundir.path.iterdir()} == made
     for tracker in trackers:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.settings import TrackerSettings
-from launcher.runtime.trackers import start_trackers
+from launcher.runtime.trackers import About, start_trackers
 from launcher.runtime.trackers.tensorboard import TensorBoard
 
 with warnings.catch_warnings():  # tensorboard's own protobuf
@@ -133,7 +133,8 @@ def test_attempts_that_begin_in_one_second_are_read_in_their_order(rundir, monke
 
 
 def test_it_is_started_by_its_name(rundir):
-    [tracker] = start_trackers(TrackerSettings(tensorboard=True), rundir, {}, {}, 0)
-    assert isinstance(tracker, TensorBoard)
+    [tracker] = start_trackers(TrackerSettings(tensorboard=True), About(rundir, {}, {}))
+    assert [queue.name for queue in tracker.queues] == ["tensorboard"]
     tracker.finish({})
+    assert tracker.wait()
     assert [path.name for path in rundir.path.iterdir()] == ["tb"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from sweeps.__main__ import main
 from sweeps.bench.compare import make_sweep
+from tests.chromium import chromium_driver
 from tests.sweeps.compare.made_runs import made_run
 
 pytestmark = pytest.mark.browser
@@ -77,26 +77,8 @@ class Browser:
 @pytest.fixture(scope="module")
 def browser(request):
     """One Chromium for all tests; every name but a file's leads nowhere."""
-    if not (chromium := shutil.which("chromium")) or not (driver := shutil.which("chromedriver")):
-        reason = "there is no Chromium: apt-get install chromium chromium-driver (make browser)"
-        pytest.fail(reason) if request.config.getoption("require_browser") else pytest.skip(reason)
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    words = [
-        "--window-size=1300,1600",
-        "--headless=new",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-    ]
-    for word in [*words, "--no-sandbox"]:  # which works neither for root nor in most containers; the page is ours
-        options.add_argument(word)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield Browser(driver)
-    driver.quit()
+    with chromium_driver(request.config) as driver:
+        yield Browser(driver)
 
 
 @pytest.fixture

@@ -1,0 +1,137 @@
+"""Weights & Biases: a run whose id is ours, through all its attempts; without a server it writes files to be sent."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launcher.runtime.curves import read_series
+from launcher.runtime.errors import UserError
+from launcher.runtime.settings import TrackerSettings
+from launcher.runtime.trackers import About
+from launcher.runtime.trackers.values import Value
+
+log = logging.getLogger(__name__)
+
+EXTRA = 'pip install "seemore-launcher[wandb]"'
+_REACHED_WITHIN_S = 10.0
+"""How long a server may take to answer before the run is written to files instead."""
+_SENT_WITHIN_S = 20.0
+"""How long the end waits for what is still to be sent; it stays in files."""
+_SHOWN = 300
+"""Most characters of W&B's error."""
+_FINALS = ("train_loss", "val_loss", "best_val_loss", "samples_per_s", "weights_sha256")
+
+
+class WandbRun:
+    """A run of W&B. It takes steps in rising order only: what is done again after a kill it leaves out itself.
+
+    A folder that is sent replaces what the server has of the run, so each offline one begins with the run's past.
+    """
+
+    def __init__(self, about: About, chosen: TrackerSettings) -> None:
+        """Begin or go on with it, offline where the server does not answer in time.
+
+        Raises:
+            UserError: W&B is not installed.
+        """
+        for module in ("wandb", "pydantic", "google"):
+            warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            if error.name != "wandb":
+                raise
+            raise UserError(f"W&B is not installed here: {EXTRA}") from None
+        self._wandb, self._about = wandb, about
+        self._settings = _quiet(wandb)
+        self._run = self._begun(chosen)
+        self._tell_the_past()
+
+    def log(self, values: Mapping[str, Value], step: int) -> None:
+        """Numbers and texts as they are, pictures as W&B's."""
+        shown = {k: self._wandb.Image(v) if isinstance(v, np.ndarray) else v for k, v in values.items()}
+        self._run.log(shown, step=step)
+
+    def flush(self) -> None:
+        """Nothing is gathered: W&B's own process writes."""
+
+    def catch_up(self) -> bool:
+        """Nothing is made up for: W&B takes no step that lies behind another one."""
+        return False
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write what runs are compared by, and how it ended; of a run that was stopped that it goes on."""
+        finals = {f"final/{name}": summary[name] for name in _FINALS if summary.get(name) is not None}
+        self._run.summary.update(finals)
+        done = summary.get("status") == "COMPLETED"
+        if not summary and self._about.rundir.state() == "PREEMPTED":
+            self._run.mark_preempting()
+        self._run.finish(exit_code=0 if done else 1)
+        self._wandb.teardown()  # its process has written all of it then; a packed member ends without its goodbyes
+
+    def _tell_the_past(self) -> None:
+        """Log what earlier attempts did, as the ledger has it, from the step on that W&B knows of."""
+        metrics, past = self._about.rundir.metrics, defaultdict[int, dict[str, float]](dict)
+        if not self._about.step or not metrics.exists():
+            return
+        for name, (steps, values) in read_series(metrics).items():
+            for step, value in zip(steps, values, strict=True):
+                if self._run.step <= step <= self._about.step:
+                    past[step][name] = value
+        for step in sorted(past):
+            self._run.log(past[step], step=step)
+
+    def _begun(self, chosen: TrackerSettings) -> Any:
+        if chosen.wandb_mode == "offline":
+            return self._init(chosen, "offline")
+        try:
+            self._require_key()
+            return self._init(chosen, "online")
+        except Exception as error:  # W&B's: no key, no network, no answer
+            said = " ".join(str(error).split())[:_SHOWN]
+            self._wandb.teardown(exit_code=1)  # else its process says that the run's id is in use
+            run = self._init(chosen, "offline")
+            send = shlex.quote(str(Path(run.dir).parent))
+            log.warning("wandb: no server (%s); it is written offline, send it with: wandb sync %s", said, send)
+            return run
+
+    def _require_key(self) -> None:
+        """See that there is a key, without asking for one: nobody looks at a thread's question."""
+        try:
+            there = bool(self._wandb.login(prompt=False, verify=False))
+        except TypeError:  # an older one
+            there = bool(self._wandb.api.api_key)
+        if not there:
+            raise UserError("no key: wandb login, or WANDB_API_KEY in the environment of the job")
+
+    def _init(self, chosen: TrackerSettings, mode: str) -> Any:
+        about, wandb = self._about, self._wandb
+        package = about.labels.get("target", "").partition(":")[0].partition(".")[0]
+        return wandb.init(
+            project=chosen.wandb_project or package or "seemore",
+            entity=chosen.wandb_entity,
+            group=chosen.wandb_group or about.rundir.path.parent.name,
+            id=about.rundir.path.name,
+            name=about.rundir.path.name,
+            resume="allow",
+            dir=str(about.rundir.wandb.parent),
+            config={**about.config, "launcher": dict(about.labels)},
+            mode=mode,
+            settings=self._settings,
+        )
+
+
+def _quiet(wandb: Any) -> Any:
+    """Settings that have it say nothing on the terminal, and never wait for a server for long."""
+    wanted = {"console": "off", "silent": True, "init_timeout": _REACHED_WITHIN_S, "finish_timeout": _SENT_WITHIN_S}
+    settings = wandb.Settings(**{key: value for key, value in wanted.items() if key in wandb.Settings.model_fields})
+    wandb.setup(settings)
+    return settings
