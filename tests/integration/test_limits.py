@@ -77,11 +77,12 @@ def test_a_command_cut_off_in_sbatch_is_cleared_up_by_the_next(user: User, momen
     fake.write_text(f'#!/bin/bash\ncase "$*" in *--test-only*) exec "{real}" "$@";; esac\n{script}')
     fake.chmod(0o755)
     user.env = {"PATH": f"{folder}:{os.environ['PATH']}"}
-    user.submit("trainer.seed=0,1,2", "trainer.max_steps=1", expect=-signal.SIGKILL)
+    user.submit("trainer.seed=0,1,2", "trainer.max_steps=2", expect=-signal.SIGKILL)
     assert user.job_ids() == []
     user.env = {}
-    done = user.submit("trainer.seed=0,1,2", "trainer.max_steps=1")
+    done = user.submit("trainer.seed=0,1,2", "trainer.max_steps=2")
+    user.let_go()  # not before: of runs that are done nothing is cleared up
     user.wait(count=3)
-    assert len(user.said()) == 3, "none ran twice"
+    assert len(user.said()) == 6, "two steps each: none ran twice"
     assert len(user.job_ids()) == 1 and len(user.events("withdrawn")) == (moment == "before")
     assert ("0 submitted" in done.stderr) == (moment == "after")

@@ -122,11 +122,11 @@ def test_ranks_that_live_on_where_slurm_gave_their_node_up_are_fenced_off_and_th
 
 
 def test_a_controller_that_is_gone_when_the_job_is_to_be_requeued_is_waited_for(lab: Lab):
-    wish = (*ONE, "trainer.max_steps=100")
+    wish = (*ONE, "trainer.max_steps=200")
     run, whole = lab.run("no-controller", *wish), lab.uninterrupted(*wish)
-    run.wait_for_step(30)
     controllers = [p for p in lab.cluster.processes() if p.kind in ("slurmctld", "slurmscriptd")]
     assert controllers
+    run.wait_for_step(30)
     for process in controllers:
         os.kill(process.pid, signal.SIGKILL)
     run.kill(0, signal.SIGKILL)

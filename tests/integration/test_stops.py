@@ -92,7 +92,8 @@ def test_a_run_that_is_out_of_time_again_and_again_goes_on_each_time(lab: Lab):
     run.wait_for("COMPLETED", "FAILED", "CANCELLED", seconds=240)
     assert_same(run, lab.uninterrupted(*TWO, "trainer.max_steps=240", "trainer.log_every=0"))
     assert redone(run) == 0 and set(reasons(run)) == {"out of time"}, run.story()
-    assert show_job(lab.cluster, run.job).restarts == len(reasons(run)) == len(run.events("start")) - 1
+    # On a busy machine a start may be out of time before it has begun: it is put back all the same.
+    assert show_job(lab.cluster, run.job).restarts == len(reasons(run)) >= len(run.events("start")) - 1 > 0
 
 
 def test_a_preempted_job_with_little_time_was_not_out_of_time_and_its_own_end_is_not_the_jobs(lab: Lab):
