@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
+from launcher.runtime.errors import ExitCode, UserError, guarded, leave, say_error
 from launcher.runtime.rundir import metric_of
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
@@ -192,4 +192,4 @@ def _hydra_raises() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -86,8 +86,9 @@ class Trainer:
                 if self.session.should_stop():
                     self.watch.settle()
                 self._owed = values if self._due(step, self.config.trainer.val_every) else None
-                self._end_step(step, values)
-                if values:  # what was just logged, validated or saved is no training time
+                with rates.pause():  # what is logged, validated or saved is no training time
+                    self._end_step(step, values)
+                if values:
                     rates.begin()
                 if self.session.stopping:
                     return

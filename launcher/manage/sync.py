@@ -64,6 +64,8 @@ def sync(words: Sequence[str], cwd: Path, *, uri: str | None = None, send: bool 
 
 def _sync(rundir: RunDir, uri: str | None, send: bool) -> bool:
     """One run; whether it has anything to do with a tracker."""
+    if not rundir.plan.exists():  # it waits in a queue
+        return False
     plan = Plan.read(rundir)
     chosen = plan.settings().tracker
     offline = unsent(rundir)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.runtime.distributed import from_all_ranks
-from launcher.runtime.memory import largest, peak_bytes
+from launcher.runtime.memory import forget_peak, largest, peak_bytes
 from launcher.runtime.slowest import PHASES, slowest
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ class RankBoard:
         self._own = dict.fromkeys(_FIGURES, 0.0)
         self._heard = {name: [0.0] * len(hosts) for name in _FIGURES}
         self._largest_at = ""
+        forget_peak(device)
 
     def note(self, values: Mapping[str, Any]) -> None:
         """This rank's figures as of a log: the seconds that ``values`` tell, and its peak memory so far."""

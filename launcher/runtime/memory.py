@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 _STATUS = Path("/proc/self/status")
+_FORGET = Path("/proc/self/clear_refs")
+"""proc(5): 5 has VmHWM begin anew."""
+
+
+def forget_peak(device: str) -> None:
+    """Let ``peak_bytes`` count from now on: a process may have trained another run before."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # a kernel that does not let it
+            _FORGET.write_text("5")
 
 
 def peak_bytes(device: str) -> int:
-    """The most that this process has held so far.
+    """The most that this process has held since ``forget_peak``.
 
     On a GPU what torch's allocator had handed out (``torch.cuda.max_memory_allocated``), on a CPU the largest resident
     set (proc(5), ``VmHWM``; a kernel that does not tell it is asked by getrusage(2), whose figure may be that of the

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Throughput:
@@ -17,6 +19,8 @@ class Throughput:
             rates.add(samples=16, tokens=480)
             session.log(rates.told(), step)
             rates.begin()
+            with rates.pause():
+                session.save(state)
     """
 
     def __init__(self, *, flops_per_sample: float, peak_flops: float | None, ranks: int) -> None:
@@ -33,6 +37,13 @@ class Throughput:
         """From now on it is training time, with nothing counted yet."""
         self._counts.clear()
         self._began = time.perf_counter()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done in the block is no training: a save, a validation, a log."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
 
     def add(self, **counts: int) -> None:
         """A step has trained on so many ``samples`` and whatever else is counted, over all ranks."""

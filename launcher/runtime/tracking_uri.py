@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -11,6 +11,7 @@ _OTHERS = ("databricks",)
 _ALLOWED = (
     "http://HOST:PORT, https://HOST, sqlite:///FILE, or a database that SQLAlchemy knows (postgresql://HOST/NAME)"
 )
+_SECRET_WORDS = {"password", "passwd", "sslpassword", "token"}
 _SQLITE = "sqlite:///"
 
 
@@ -28,7 +29,8 @@ def check_uri(uri: str | None) -> None:
     except ValueError as error:
         raise ValueError(f"mlflow_uri={uri!r}: {error}; should be {_ALLOWED}") from None
     kind = parts.scheme.partition("+")[0]
-    if password is not None:
+    words = {key.lower() for key, _ in parse_qsl(parts.query)}
+    if password is not None or words & _SECRET_WORDS or (kind in _SERVERS and parts.username):
         raise ValueError(
             f"mlflow_uri={parts.scheme}://…@{host}: holds a password, and plans are kept; put it into the environment "
             "of the jobs (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD)"

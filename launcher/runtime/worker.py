@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.runtime.errors import ExitCode, UserError, guarded
+from launcher.runtime.errors import ExitCode, UserError, guarded, leave
 from launcher.runtime.parent import end_with_parent
 from launcher.runtime.place import in_slurm_step, job_id
 from launcher.runtime.signals import StopFlag
@@ -141,4 +141,4 @@ def _see_not_cancelled(plan: Plan, token: str, env: Mapping[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from launcher.runtime.curves import draw_curves
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.tables import StepTable
 from launcher.runtime.trackers.values import Value
+
+log = logging.getLogger(__name__)
 
 LOSS_COLUMNS = {"epoch": "train/epoch", "train_loss": "train/loss", "val_loss": "val/loss"}
 TIMING_COLUMNS = {f"{phase}_s": f"time/{phase}" for phase in ("data", "forward", "backward", "optimizer", "total")}
@@ -40,7 +43,16 @@ class CsvFiles:
         for table in (self._metrics, self._losses, self._timings):
             table.close()
         if summary and self._curves:
+            self._draw()
+
+    def _draw(self) -> None:
+        try:
             draw_curves(self._rundir)
+        except OSError:  # of a full disk the run's end speaks
+            raise
+        except Exception as error:  # matplotlib's: a run that has trained must not fail because it cannot be drawn
+            again = f"python -m launcher curves {self._rundir.path}"
+            log.warning("no curves (%s: %s); draw them with: %s", type(error).__name__, error, again)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -29,15 +29,13 @@ from launcher.runtime.trackers.mlflow_store import (
     open_client,
     parent_run,
 )
-from launcher.runtime.trackers.values import Value, as_key
+from launcher.runtime.trackers.values import Value, as_key, finals
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 T = TypeVar("T")
 
-FINALS = ("train_loss", "val_loss", "best_val_loss", "samples_per_s")
-"""Numbers of a summary that runs are compared by, recorded as ``final/…``."""
 _STATUS = {"COMPLETED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
 """MLflow's word for a state; in any other one a run goes on, or may."""
 _MOST_METRICS, _MOST_PARAMS = 1000, 100
@@ -73,10 +71,12 @@ class MlflowRun:
         self._files([self._rundir.config])
 
     def log(self, values: Mapping[str, Value], step: int) -> None:
-        """Gather numbers; pictures go into MLflow's grid of images, texts into files."""
+        """Gather numbers; pictures go into MLflow's grid of images, texts into files, lines into tags."""
         for name, value in values.items():
             key = as_key(name)
-            if isinstance(value, str):
+            if isinstance(value, str) and "\n" not in value:  # often one each log: the newest is the one to see
+                self._client.set_tag(self._id, key, value[:_LONGEST_TAG])
+            elif isinstance(value, str):
                 self._client.log_text(self._id, value, f"texts/{key}.step-{step:06d}.txt")
             elif isinstance(value, np.ndarray):
                 if step not in self._known[f"images/{key}"]:
@@ -195,8 +195,7 @@ class MlflowRun:
                 yield re.sub("[#~]", "/", found["name"]), int(found["step"])
 
     def _final(self, summary: Mapping[str, Any]) -> None:
-        numbers = {f"final/{key}": float(summary[key]) for key in FINALS if summary.get(key) is not None}
-        for key, value in numbers.items():
+        for key, value in finals(summary).items():
             self._gather(key, value, int(summary.get("step") or 0), now_ms())
         self.flush()
 

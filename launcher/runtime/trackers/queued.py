@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from launcher.runtime.errors import TRACKER_THREAD
 from launcher.runtime.trackers.values import Value, recordable
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,11 @@ class _Entry:
     step: int
     size: int
 
+    @property
+    def is_in_ledger(self) -> bool:
+        """Whether ``metrics.csv`` has all of it: it holds numbers alone."""
+        return not any(isinstance(value, str | np.ndarray) for value in self.values.values())
+
 
 class Queued:
     """One tracker behind a queue, on its thread. Of what goes wrong the first is said, the others are counted."""
@@ -91,9 +97,9 @@ class Queued:
         self._at_work = self._gathered = False
         self._said_full = False
         self._ending: Mapping[str, Any] | None = None
-        self._caught_up = False
+        self._caught_up = self._lost_for_good = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=TRACKER_THREAD + name, daemon=True)
         self._thread.start()
 
     def log(self, values: Mapping[str, Value], step: int) -> None:
@@ -103,8 +109,7 @@ class Queued:
             self._waiting.append(entry)
             self._size += entry.size
             while len(self._waiting) > self._most or (self._size > self._most_bytes and len(self._waiting) > 1):
-                self._size -= self._waiting.popleft().size
-                self.dropped += 1
+                self._lose(self._waiting.popleft())
             self._changed.notify_all()
         if self.dropped and not self._said_full:
             self._said_full = True
@@ -157,7 +162,7 @@ class Queued:
 
     def _finish(self, recorder: Recorder) -> None:
         if self.dropped or self.errors:
-            self._caught_up = bool(self._do(recorder.catch_up))
+            self._caught_up = bool(self._do(recorder.catch_up)) and not self._lost_for_good
         summary, before = self._ending or {}, self.errors
         self._do(lambda: recorder.finish(summary))
         self._caught_up = self._caught_up and self.errors == before
@@ -178,13 +183,23 @@ class Queued:
         while True:
             entry = self._next(flush_at)
             if entry is not None:
-                self._do(lambda entry=entry: recorder.log(entry.values, entry.step))  # type: ignore[misc]
+                self._hand_on(recorder, entry)
                 flush_at = flush_at or time.monotonic() + self._gather_s
             if flush_at is not None and (entry is None or time.monotonic() >= flush_at):
                 self._do(recorder.flush)
                 flush_at, self._gathered = None, False
             elif entry is None:
                 return
+
+    def _hand_on(self, recorder: Recorder, entry: _Entry) -> None:
+        before = self.errors
+        self._do(lambda: recorder.log(entry.values, entry.step))
+        self._lost_for_good |= self.errors > before and not entry.is_in_ledger
+
+    def _lose(self, entry: _Entry) -> None:
+        self._size -= entry.size
+        self.dropped += 1
+        self._lost_for_good |= not entry.is_in_ledger
 
     def _next(self, until: float | None) -> _Entry | None:
         """The oldest entry; None where there is none by then, or at the end."""
@@ -204,7 +219,7 @@ class Queued:
         """What ``act`` returns; None where it raised, which is said the first time."""
         try:
             return act()
-        except Exception as error:  # a library's, of any kind: the training must not hear of it
+        except BaseException as error:  # a library's, SystemExit too: it ends no thread, and the training is not told
             self.errors += 1
             if self.errors == 1:
                 said = " ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN]

@@ -13,13 +13,11 @@ import numpy as np
 
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sections import flat
-from launcher.runtime.trackers.values import Value
+from launcher.runtime.trackers.values import Value, finals
 
 with warnings.catch_warnings():  # tensorboard probes for TensorFlow and complains of its own protobuf
     warnings.simplefilter("ignore")
     from torch.utils.tensorboard import SummaryWriter
-
-_HPARAM_METRICS = ("train_loss", "val_loss", "best_val_loss", "samples_per_s")
 
 
 class TensorBoard:
@@ -52,8 +50,7 @@ class TensorBoard:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the row of the HParams table: science against the final numbers."""
-        numbers = {f"final/{k}": float(summary[k]) for k in _HPARAM_METRICS if summary.get(k) is not None}
-        if numbers:
+        if numbers := finals(summary):
             # run_name ".": the same run, not a sub-run named by the clock
             self._writer.add_hparams(_hparams(self._science), numbers, run_name=".")
         self._writer.close()

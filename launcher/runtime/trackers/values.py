@@ -12,6 +12,14 @@ import numpy as np
 Value = float | str | np.ndarray
 """A number, a text, or a picture: ``(H, W, 3) uint8``. Names read ``<split>/<name>``, e.g. ``train/loss``."""
 
+FINALS = ("train_loss", "val_loss", "best_val_loss", "samples_per_s", "tokens_per_s", "mfu", "peak_memory_bytes")
+"""Numbers of a summary that runs are compared by, recorded as ``final/…``."""
+
+
+def finals(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Those of ``FINALS`` that ``summary`` has, by the names that trackers record them under."""
+    return {f"final/{name}": float(summary[name]) for name in FINALS if summary.get(name) is not None}
+
 
 def number(value: Any) -> float | None:
     """``value`` as a plain number where it is one: numpy's scalars are, True is 1; None where it is none."""

@@ -99,3 +99,12 @@ def test_only_the_trackers_that_are_named_are_started(rundir, names, made):
     assert {path.name for path in rundir.path.iterdir()} == made
     for tracker in trackers:
         tracker.finish({})
+
+
+def test_what_cannot_be_drawn_ends_no_run(rundir, caplog):
+    tracker = CsvFiles(rundir, 0)
+    for step, loss in enumerate([1e308, -1e308], start=1):
+        tracker.log({"train/loss": loss}, step)
+    tracker.finish({"status": "COMPLETED"})
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("no curves (") and said.endswith(f"draw them with: python -m launcher curves {rundir.path}")

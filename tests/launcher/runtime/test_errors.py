@@ -77,3 +77,22 @@ def test_a_closed_pipe_ends_in_silence():
 def test_an_error_is_said_in_one_line_whatever_its_text(capsys):
     say_error(UserError("a\n\tb   c"))
     assert capsys.readouterr().err == "error: a b c\n"
+
+
+def test_a_tracker_that_never_ends_and_its_goodbyes_do_not_keep_a_process():
+    code = """if True:
+        import atexit, threading
+        from launcher.runtime.errors import TRACKER_THREAD, leave
+        never = threading.Event()
+        atexit.register(never.wait)
+        threading.Thread(target=never.wait, name=TRACKER_THREAD + "slow", daemon=True).start()
+        print("said")
+        leave(75)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "said\n", "")
+
+
+def test_without_one_goodbyes_are_said():
+    code = "import atexit; from launcher.runtime.errors import leave; atexit.register(print, 'bye'); leave(3)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (3, "bye\n")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.runtime import memory
-from launcher.runtime.memory import largest, peak_bytes
+from launcher.runtime.memory import forget_peak, largest, peak_bytes
 
 MB = 1 << 20
 
@@ -26,6 +26,14 @@ def test_the_peak_of_a_cpu_is_the_largest_resident_set_so_far():
     assert after >= before + 32 * MB
     del block
     assert peak_bytes("cpu") >= after - MB  # the kernel counts by the page and by the core
+
+
+def test_what_was_held_before_is_forgotten():
+    block = b"x" * (200 * MB)
+    before = peak_bytes("cpu")
+    del block
+    forget_peak("cpu")
+    assert peak_bytes("cpu") < before - 100 * MB
 
 
 def test_a_kernel_that_does_not_tell_the_peak_is_asked_another_way(monkeypatch, tmp_path):

@@ -31,6 +31,16 @@ def test_rates_are_of_the_time_since_the_counting_began(clock):
     assert rates.told() == {"train/samples_per_s": 12.0, "train/tokens_per_s": 300.0}
 
 
+def test_a_pause_is_no_training_time(clock):
+    rates = Throughput(flops_per_sample=3.0, peak_flops=None, ranks=1)
+    rates.begin()
+    rates.add(samples=10)
+    with rates.pause():
+        clock.now += 50.0
+    clock.now += 1.0
+    assert rates.told()["train/samples_per_s"] == 10.0
+
+
 def test_with_a_peak_the_used_share_of_all_ranks_devices_is_told(clock):
     rates = Throughput(flops_per_sample=5e9, peak_flops=1e12, ranks=4)
     rates.begin()

@@ -46,6 +46,16 @@ def test_a_password_is_refused_and_not_repeated():
     assert "hunter2" not in str(refused.value) and "MLFLOW_TRACKING_PASSWORD" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "uri",
+    ["postgresql://host/db?user=a&password=hunter2", "mysql+pymysql://host/db?PASSWD=hunter2", "https://hunter2@host"],
+)
+def test_a_secret_in_another_place_of_the_uri_is_refused_too(uri):
+    with pytest.raises(ValueError, match="holds a password") as refused:
+        check_uri(uri)
+    assert "hunter2" not in str(refused.value)
+
+
 def test_only_a_file_is_made_absolute():
     assert absolute_uri("sqlite:///a.db", lambda path: f"/here/{path}") == "sqlite:////here/a.db"
     assert absolute_uri("http://h:1", lambda path: f"/here/{path}") == "http://h:1"

@@ -65,7 +65,7 @@ def test_a_run_has_its_parameters_numbers_files_pictures_tags_and_end(path):
     told = about(path, slurm_job_id="12_3")
     told.rundir.loss_curve.write_bytes(b"png")
     place, run = place_of(MLFLOW, told), opened(told)
-    run.log({"train/loss": 2.5, "note": "hi", "samples/captions": np.zeros((4, 6, 3), np.uint8)}, 3)
+    run.log({"train/loss": 2.5, "note": "hi", "report": "a\nb", "samples/captions": np.zeros((4, 6, 3), np.uint8)}, 3)
     run.finish(SUMMARY)
     found = run_of(place, told.rundir)
     assert found.info.status == "FINISHED"
@@ -80,7 +80,7 @@ def test_a_run_has_its_parameters_numbers_files_pictures_tags_and_end(path):
     run_id = found.info.run_id
     assert losses(place, run_id) == [(3, 2.5)]
     assert {"config.yaml", "loss_curve.png", "summary.json"} < artifacts(place, run_id)
-    assert artifacts(place, run_id, "texts") == {"texts/note.step-000003.txt"}
+    assert tags["note"] == "hi" and artifacts(place, run_id, "texts") == {"texts/report.step-000003.txt"}
     (picture,) = [name for name in artifacts(place, run_id, "images") if name.endswith(".png")]
     assert "step" in picture and picture.endswith(".png")
 

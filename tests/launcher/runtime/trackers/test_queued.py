@@ -132,6 +132,34 @@ def test_what_the_ledger_made_up_for_is_not_called_missing(caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING"]  # of the error itself
 
 
+def test_what_no_ledger_has_stays_missing_and_is_told(caplog):
+    notes = Notes(broken={3}, ledger=True)
+    queue = queued(notes)
+    for step in range(5):
+        queue.log({"a": 1.0} | ({"picture": np.zeros((2, 2, 3), np.uint8)} if step == 3 else {}), step)
+    queue.end({})
+    assert not queue.wait(until())
+    assert caplog.records[-1].getMessage() == "notes: not all is recorded (1 errors); ask the ledger"
+
+
+def test_a_library_that_would_end_the_process_ends_no_thread(caplog):
+    notes = Notes()
+    real = notes.log
+
+    def leaving(values, step):
+        if step == 1:
+            raise SystemExit("no licence")
+        real(values, step)
+
+    notes.log = leaving
+    queue = queued(notes)
+    for step in range(4):
+        queue.log({"a": 1.0}, step)
+    queue.end({})
+    assert not queue.wait(until())
+    assert notes.steps == [0, 2, 3] and "notes: SystemExit: no licence;" in caplog.records[0].getMessage()
+
+
 def test_one_that_hangs_is_left_at_the_deadline_and_told(caplog):
     notes = Notes()
     notes.gate.clear()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import signal
 import struct
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +23,9 @@ from launcher.runtime.trackers.wandb_run import WandbRun
 from tests.launcher.runtime.toy_job import STEPS, toy_job
 from tests.launcher.runtime.trackers.stores import SUMMARY, about, free_port, write_ledger
 
+# Of its own process, which W&B never asks after where it has ended.
+pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+
 OFFLINE = TrackerSettings(wandb=True, wandb_mode="offline", wandb_entity="lab")
 
 
@@ -29,6 +37,8 @@ def alone(tmp_path, monkeypatch):
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "NETRC", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    yield
+    gc.collect()  # what is said of what a test has left is said here
 
 
 def written(rundir):
@@ -111,6 +121,53 @@ def test_a_run_that_goes_on_begins_with_its_past(path):
     ]
     (newest,) = unsent(told.rundir)
     assert newest == sorted(told.rundir.wandb.glob("offline-run-*"))[-1]
+
+
+def test_where_its_process_was_ended_the_run_is_written_anew(path):
+    """Slurm's SIGTERM goes to every process of a job."""
+    told = about(path)
+    run = WandbRun(told, OFFLINE)
+    for step in (1, 2, 3):
+        run.log({"train/loss": float(step)}, step)
+    write_ledger(told.rundir, [1, 2, 3])
+    for process in _children_called("wandb-core"):
+        descriptor = os.pidfd_open(process)
+        os.kill(process, signal.SIGTERM)
+        os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOWAIT)
+        os.close(descriptor)
+    run.finish(SUMMARY)
+    *_, records = written(told.rundir)
+    assert [step for step, _ in history(records)] == [1, 2, 3]
+    assert [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"] == [0]
+
+
+def _children_called(name):
+    own = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    threads = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+    children = {int(pid) for found in (own, *threads) for pid in found}
+    found = [pid for pid in children if name in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert found
+    return found
+
+
+def test_what_was_typed_is_not_recorded(path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["launcher.run", "task.api_key=hunter2"])
+    told = about(path)
+    run = WandbRun(told, OFFLINE)
+    run.log({"train/loss": 1.0}, 1)
+    run.finish(SUMMARY)
+    assert not [file for file in path.rglob("*") if file.is_file() and b"hunter2" in file.read_bytes()]
+
+
+def test_an_earlier_run_of_this_process_that_has_not_ended_keeps_its_numbers(tmp_path):
+    runs = [WandbRun(about(tmp_path / "runs" / "demo" / (name * 12)), OFFLINE) for name in "ab"]
+    for number, run in enumerate(runs):
+        run.log({"train/loss": float(number)}, 1)
+    for run in runs:
+        run.finish(SUMMARY)
+    for number, name in enumerate("ab"):
+        ((*records,),) = written(about(tmp_path / "runs" / "demo" / (name * 12)).rundir)
+        assert [row["train/loss"] for _, row in history(records)] == [float(number)]
 
 
 @pytest.mark.parametrize("key", [None, "k" * 40])
