@@ -108,7 +108,9 @@ def test_one_run_leaves_all_that_the_seeds_left(command, tmp_path):
     (run,) = (path.parent for path in (tmp_path / "runs" / "enigma").glob("*/summary.json"))
     for picture in ("loss_curve.png", "timing_curve.png"):
         assert (run / picture).read_bytes().startswith(b"\x89PNG")
-    losses, timings = (list(csv.DictReader((run / f"{name}.csv").open())) for name in ("losses_log", "timing_logs"))
+    losses, timings = (
+        list(csv.DictReader((run / f"{name}.csv").read_text().splitlines())) for name in ("losses_log", "timing_logs")
+    )
     assert [row["step"] for row in losses] == ["2", "4", "6", "8"] and losses[-1]["val_loss"]
     assert {"forward_s", "backward_s", "optimizer_s", "data_s", "total_s"} <= timings[-1].keys()
     assert list((run / "checkpoints").glob("best-*/model.safetensors"))
