@@ -9,8 +9,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from launcher.plan import read_sections
+from launcher.runtime.sections import flat
 from tests.conftest import PHOTOS, REPOSITORY, compose_values, type_here
 
 HEADING = "## From the seeds' way to ours"
@@ -66,7 +68,12 @@ def test_each_key_of_the_table_fits(words):
     first = [word.partition(",")[0] if "[" not in word else word for word in words]
     data = [] if any(word.startswith("data.path") for word in first) else ["data.path=x.csv"]
     is_csv = any(word in ("data=csv", "experiment=seemore_enigma", "experiment=seemore_rutledge") for word in first)
-    read_sections(compose_values(*first, *(data if is_csv else [])))
+    values = compose_values(*first, *(data if is_csv else []))
+    read_sections(values)
+    overrides = [word for word in OverridesParser.create().parse_overrides(first) if "." in word.key_or_group]
+    assert {word.key_or_group: flat(values)[word.key_or_group] for word in overrides} == {
+        word.key_or_group: word.value() for word in overrides
+    }
 
 
 @pytest.mark.parametrize(
