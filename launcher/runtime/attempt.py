@@ -321,7 +321,7 @@ def _finish(plan: Plan, session: Session, stop: StopFlag, extra: Mapping[str, An
     }
     if session.world.is_main:
         session.close_trackers(summary)
-        write_json(session.rundir.summary, summary)
+        write_json(session.rundir.summary, summary, settled=False)  # the status is written next
         session.write_status("COMPLETED")
         session.tidy(at_end)  # last: a run without states that is not yet COMPLETED would start over
     return Outcome("COMPLETED", ExitCode.DONE, summary)

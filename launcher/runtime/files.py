@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_atomic(path: Path, data: bytes, *, durable: bool = True, settled: bool = True) -> None:
     """Replace ``path`` by ``data``: written aside, fsynced, renamed over it, the folder fsynced (rename(2)).
 
-    Without ``durable`` nothing is fsynced: a power failure may lose the file, a crash of ours cannot tear it.
+    Without ``durable`` nothing is fsynced: a power failure may lose the file, a crash of ours cannot tear it. Without
+    ``settled`` the folder is not: for a file behind which another one of the folder is written durably at once.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,13 +28,13 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    if durable:
+    if durable and settled:
         sync_folder(path.parent)
 
 
-def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """Replace ``path`` by ``value`` as indented JSON; numbers that are not finite, which JSON has not, become null."""
-    write_atomic(path, json_text(value).encode(), durable=durable)
+def write_json(path: Path, value: Any, *, durable: bool = True, settled: bool = True) -> None:
+    """``write_atomic``: replace ``path`` by ``value`` as indented JSON; numbers that are not finite, which JSON has not, become null."""
+    write_atomic(path, json_text(value).encode(), durable=durable, settled=settled)
 
 
 def json_text(value: Any) -> str:

@@ -98,7 +98,7 @@ def claim(plan: Plan) -> None:
         raise UserError(f"run directory {rundir.path} belongs to another config; move it away or change launch.name")
     if rundir.state() == "COMPLETED":
         return
-    write_json(rundir.plan, plan.to_json())
+    write_json(rundir.plan, plan.to_json(), settled=False)  # the lease is written next
     text = yaml.dump(whole_config(plan), Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
     write_atomic(rundir.config, text.encode(), durable=False)  # for people; nothing in it that the plan has not
 

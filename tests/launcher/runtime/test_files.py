@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -107,3 +109,11 @@ def test_lines_that_are_no_mappings_are_passed_over(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n[1]\n\n3\nnot json\n\xff\xfe\n{"b": 2}\n')
     assert read_json_lines(path) == [{"a": 1}, {"b": 2}]
+
+
+@pytest.mark.parametrize(("durable", "settled", "kinds"), [(True, True, "fd"), (True, False, "f"), (False, True, "")])
+def test_what_is_synced_is_what_was_asked_for(tmp_path, monkeypatch, durable, settled, kinds):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append("fd"[stat.S_ISDIR(os.fstat(descriptor).st_mode)]))
+    write_atomic(tmp_path / "a", b"x", durable=durable, settled=settled)
+    assert "".join(synced) == kinds and (tmp_path / "a").read_bytes() == b"x"
