@@ -33,7 +33,7 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True, settled: bool
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True, settled: bool = True) -> None:
-    """``write_atomic``: replace ``path`` by ``value`` as indented JSON; numbers that are not finite, which JSON has not, become null."""
+    """``write_atomic`` of ``value`` as indented JSON; numbers that are not finite, which JSON has not, become null."""
     write_atomic(path, json_text(value).encode(), durable=durable, settled=settled)
 
 
