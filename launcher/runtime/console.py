@@ -99,8 +99,9 @@ def logging_to(path: Path, *, visible: bool) -> Iterator[Console]:
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.INFO)
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for logger in map(logging.getLogger, _CHATTY):
+        if logger.level != logging.WARNING:  # to set it takes a walk through all loggers there are
+            logger.setLevel(logging.WARNING)
     for handler in handlers:
         root.addHandler(handler)
     try:

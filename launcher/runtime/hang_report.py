@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,10 +41,16 @@ def flight_recorder_env(prefix: Path) -> dict[str, str]:
         "TORCH_FR_DUMP_TEMP_FILE": file,
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
     }
-    major, minor = version("torch").split(".")[:2]  # without importing it
-    if (int(major), int(minor)) < (2, 13):
+    if _torch() < (2, 13):
         env |= {"TORCH_NCCL_TRACE_BUFFER_SIZE": size, "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": file}
     return env
+
+
+@cache
+def _torch() -> tuple[int, int]:
+    """Its version, without importing it."""
+    major, minor = version("torch").split(".")[:2]
+    return int(major), int(minor)
 
 
 def dump_stacks(path: Path, *, who: str, where: str) -> None:

@@ -165,8 +165,8 @@ def _verdict(plan: Plan, world: World, stop: StopFlag, stack: ExitStack) -> tupl
             return _COMPLETED, None
         _require_attempts_left(plan, world)
         rundir.sweep()
-        with logging_to(rundir.log(0), visible=False):  # before the others hear of it: can it be written at all
-            pass
+        rundir.log(0).parent.mkdir(exist_ok=True)
+        rundir.log(0).open("a").close()  # before the others hear of it: can it be written at all
     except OSError as error:
         raise UserError(f"run directory {rundir.path}: {error.strerror or error}; choose launch.root=…") from error
     number = next_attempt(rundir)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """A mapping of JSON values that ``from_json`` reads."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Plan:

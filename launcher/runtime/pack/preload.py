@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from launcher.runtime.environment import drift
+from launcher.runtime.hang_report import flight_recorder_env
 from launcher.runtime.pack.child import Child
 from launcher.runtime.plan import Plan, resolve_name
 
@@ -43,7 +44,8 @@ def preload(plan: Plan) -> None:
     for module in modules:
         importlib.import_module(module)
     resolve_name(plan.target)
-    plan.config(), drift(plan.environment)  # what reading a config and the list of packages take once, and keep
+    # What these take once, and keep.
+    plan.config(), drift(plan.environment), flight_recorder_env(plan.rundir.path)
     _settle()
 
 

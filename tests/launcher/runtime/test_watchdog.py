@@ -243,6 +243,7 @@ def test_without_a_process_group_there_is_no_record_of_collectives(tmp_path):
 @pytest.mark.parametrize("torch_version", ["2.6.0", "2.13.0+cu130"])
 def test_torch_is_given_the_names_that_it_knows_and_none_that_it_warns_of(torch_version, tmp_path, monkeypatch):
     monkeypatch.setattr(hang_report, "version", lambda name: torch_version)
+    hang_report._torch.cache_clear()
     new = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_FR_DUMP_TEMP_FILE": f"{tmp_path}/flight.rank"}
     old = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{tmp_path}/flight.rank"}
     expected = new | {"TORCH_NCCL_DUMP_ON_TIMEOUT": "1"} | (old if torch_version == "2.6.0" else {})
