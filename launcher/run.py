@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from launcher.config_tree import CONFIG_FOLDER, CONFIG_NAME
 from launcher.runtime.errors import ExitCode, UserError, guarded, leave, say_error
 from launcher.runtime.rundir import metric_of
 from launcher.runtime.signals import StopFlag
@@ -80,7 +81,7 @@ def _compose(on_config: Any) -> None:
     register()
     with _hydra_raises(), _sweep_named():
         try:
-            hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(on_config)()
+            hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=CONFIG_NAME)(on_config)()
         except Exception as error:
             from launcher.compose import is_hydras, told
 

@@ -98,6 +98,16 @@ class RunDir:
         return self.path / "wandb"
 
     @property
+    def program_config(self) -> Path:
+        """``task=command``: the task's config for the program."""
+        return self.path / "config.json"
+
+    @property
+    def program_metrics(self) -> Path:
+        """``task=command``: what the program of this attempt has told."""
+        return self.path / "program.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """Committed checkpoints, a folder each."""
         return self.path / "checkpoints"

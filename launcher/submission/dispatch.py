@@ -58,8 +58,8 @@ def dispatch(
     if goal is not None and (doubt := goal.doubt()):
         print(doubt, file=sys.stderr)
     require_same_sweep(sweep, goal, [member.values["task"]["target"] for member in members])
-    targets = [member.values["task"][key] for member in members for key in ("target", "schema")]
-    snapshot = snapshot_of(sweep, targets, cwd)
+    names = {name for member in members for key in ("target", "schema") if (name := member.values["task"].get(key))}
+    snapshot = snapshot_of(sweep, sorted(names), cwd)
     packing = Packing.of(launch)
     jobs = [_job(member, sweep, snapshot, cwd, here, packing) for member in members]
     unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
