@@ -132,8 +132,10 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     from launcher.final_numbers import say_outcome
     from launcher.naming import default_name
     from launcher.plan import make_plan
+    from launcher.runtime.importable import resolve_task
     from launcher.runtime.job import Outcome, run_job
     from launcher.submission.in_process import decide_here, require_unpacked
+    from launcher.submission.runnable import require_program
 
     require_unpacked(member)
     stop.patient = True
@@ -158,6 +160,10 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
         with sweep.locked():
             sweep.move_aside([plan.run_id])
         print(f"made by other code: moved to {sweep.replaced}, made anew from the start", file=sys.stderr)
+    if plan.argv is None:
+        resolve_task(plan.target)
+    else:
+        require_program(plan.argv, None, os.environ)
     outcome = run_job(plan, os.environ, stop)
     say_outcome(plan.rundir, outcome)
     return outcome

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from launcher.runtime.console import Meter
-from launcher.runtime.errors import ExitCode, UserError
+from launcher.runtime.errors import TASK_RAISED, ExitCode, UserError
 from launcher.runtime.failures import Hung, PeerLost, record_failure, told
 from launcher.runtime.files import write_json
 from launcher.runtime.hang_report import dump_flight_record, dump_stacks, end_now
@@ -123,10 +123,17 @@ class _Attempt:
             self._session = session = self._open_session(meter, search, watchdog.beat)
             if self._world.is_main:
                 session.write_status("RUNNING")
-            extra = task(session) or {}
+            extra = self._train(task, session)
             self.outcome = _finish(self._plan, session, self._stop, extra, time.monotonic() - started)
         self._reason, self._code = self.outcome.state, self.outcome.code
         return self.outcome
+
+    def _train(self, task: Task, session: Session) -> Mapping[str, Any]:
+        try:
+            return task(session) or {}
+        except Exception as error:
+            error.add_note(TASK_RAISED)
+            raise
 
     def _watchdog(self) -> Watchdog:
         """Ends this rank where it hangs, and rank 0 where another attempt has taken the run over."""

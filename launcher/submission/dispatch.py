@@ -19,6 +19,7 @@ from launcher.submission.commit import Wanted, run_here, to_slurm
 from launcher.submission.goal import Goal, require_same_sweep, say_merged
 from launcher.submission.packing import Packing, without_extras
 from launcher.submission.reconcile import Rule
+from launcher.submission.runnable import require_runnable
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
 from launcher.submission.submit import Job
 
@@ -65,18 +66,23 @@ def dispatch(
     unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
     if len(unique) < len(jobs):
         say_merged(len(jobs) - len(unique), len(jobs))
+    if packing and any(job.plan.argv is not None for job in unique):
+        raise UserError(
+            f"launch.pack={launch.pack}: members are forked from a process that has imported their function, and "
+            "task=command has a program; leave launch.pack out"
+        )
     if packing and (alone := sum(not packing.takes(job.resources.hardware) for job in unique)):
         print(f"launch.pack: {alone} runs have several ranks and jobs of their own", file=sys.stderr)
     env = snapshot.without_live_code(env)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)
-    rule = rule or Rule.of(launch.retry)
+    wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule or Rule.of(launch.retry), packing, goal)
+    require_runnable(wanted, env)
     if launch.dry_run:
         from launcher.submission.dry_run import show
 
-        show(sweep, unique, snapshot, slurm, logs, rule, packing)
+        show(sweep, unique, snapshot, slurm, logs, wanted.rule, packing)
         return [None] * len(jobs)
-    wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule, packing, goal)
     if slurm is None:
         metrics: Mapping[str, Any] = run_here(wanted, launch.parallel, env)
         return _values(jobs, metrics, goal)
