@@ -82,10 +82,6 @@ class SweepDir:
         """Snapshots of the code, a folder for each content."""
         return self.path / "code"
 
-    def imported(self, code: str, target: str) -> Path:
-        """There once ``target`` could be imported from the snapshot ``code``."""
-        return self.code / f".{code}.{target}.imported"
-
     def diff(self, diff_id: str) -> Path:
         """What was not committed when plans with this ``diff_id`` were made, as ``git diff`` tells it."""
         return self.path / "diffs" / f"{diff_id}.diff"

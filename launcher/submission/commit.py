@@ -79,8 +79,6 @@ class Wanted:
             raise UserError(f"{logs}: {error.strerror}; jobs print there (hydra.launcher.submitit_folder)") from error
         claim_folders(jobs)
         self.snapshot.write()
-        for target in {job.plan.target for job in jobs if job.plan.argv is None}:
-            sweep.imported(self.snapshot.id, target).touch()  # launcher/submission/runnable.py has tried it
         if (diff_id := jobs[0].plan.environment.get("diff_id")) and not sweep.diff(diff_id).exists():
             sweep.diff(diff_id).parent.mkdir(exist_ok=True)
             write_atomic(sweep.diff(diff_id), uncommitted(self.cwd))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.runtime.command.program import search_path
+from launcher.runtime.environment import python_and_packages
 from launcher.runtime.errors import UserError
 from launcher.submission.commit import Wanted
 from launcher.submission.snapshot import Snapshot
@@ -23,8 +26,9 @@ _PATIENCE_S = 300.0
 def require_runnable(wanted: Wanted, env: Mapping[str, str]) -> None:
     """See that what the jobs of ``wanted`` run is there, each thing once, before they are queued.
 
-    An import is tried in a process of its own, with the import path that jobs will have; what has worked with one copy
-    of the code is remembered. Where jobs have another Python, or lines of setup, a failure is only told.
+    An import is tried in a process of its own, with the import path that jobs will have. What has worked with the same
+    files and packages is remembered below ``~/.cache/seemore``: it takes seconds, and most sweeps have the code of the
+    one before. Where jobs have another Python, or lines of setup, a failure is only told.
 
     Args:
         env: of the jobs.
@@ -36,16 +40,26 @@ def require_runnable(wanted: Wanted, env: Mapping[str, str]) -> None:
     for argv in programs:
         require_program(argv, wanted.snapshot, env)
     targets = {job.plan.target: _has_this_python(job) for job in wanted.jobs if job.plan.argv is None}
-    sweep, snapshot = wanted.sweep, wanted.snapshot
-    new = [target for target in targets if not sweep.imported(snapshot.id, target).exists()]
+    marks = {target: _mark(target, wanted.snapshot, env) for target in targets}
+    new = [target for target, mark in marks.items() if not mark.exists()]
     if not new or wanted.done_already():
         return
     for target in new:
-        problem = _import(target, snapshot, env)
-        if problem and targets[target]:
+        problem = _import(target, wanted.snapshot, env)
+        if not problem:
+            marks[target].parent.mkdir(parents=True, exist_ok=True)
+            marks[target].touch()
+        elif targets[target]:
             raise UserError(problem)
-        if problem:
+        else:
             print(f"warning: {problem}; jobs have a setup of their own and may do better", file=sys.stderr)
+
+
+def _mark(target: str, snapshot: Snapshot, env: Mapping[str, str]) -> Path:
+    """There once ``target`` could be imported from such a copy of the code with the packages of today."""
+    words = json.dumps([target, snapshot.id, sys.executable, env.get("PYTHONPATH"), python_and_packages()])
+    cache = Path(env.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return cache / "seemore" / "imported" / hashlib.sha256(words.encode()).hexdigest()[:24]
 
 
 def _has_this_python(job: Job) -> bool:
