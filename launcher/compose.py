@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from launcher.config_tree import CONFIG_FOLDER, CONFIG_NAME
 from launcher.runtime.errors import UserError
 from launcher.runtime.sections import flat, nearest
 
-CONFIG_MODULE = "conf"
-CONFIG_NAME = "config"
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
 
 
@@ -53,7 +53,7 @@ def compose_values(overrides: list[str]) -> dict[str, Any]:
         UserError: Hydra cannot compose it.
     """
     GlobalHydra.instance().clear()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         try:
             return plain(compose(CONFIG_NAME, overrides))
         except COMPOSITION_ERRORS as error:
@@ -73,6 +73,8 @@ def require_printable(key: str, value: Any) -> None:
 def told(error: Exception) -> str:
     """One line for what Hydra or OmegaConf raised: the key or option, what is allowed, the nearest name."""
     text = " ".join(str(error).split())
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: has no value, and needs one: {error.full_key}=…"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         options = sorted(o for o in error.options if not o.startswith("_"))
@@ -89,7 +91,7 @@ def told(error: Exception) -> str:
 def _hint(key: str) -> str:
     """Which option of its group has ``key``, or which known key is nearest to it."""
     GlobalHydra.instance().clear()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         group = key.partition(".")[0]
         if group == "hydra":
             return nearest(key, _launcher_keys())
@@ -99,6 +101,9 @@ def _hint(key: str) -> str:
             if key in keys:
                 return f" here; {group}={option} has it"
             known |= keys
+        for task in GlobalHydra.instance().config_loader().get_group_options("task"):
+            with suppress(UserError, *COMPOSITION_ERRORS):  # one that lacks a value cannot be composed without it
+                known |= _keys([f"task={task}"])
         return nearest(key, known)
 
 

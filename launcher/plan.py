@@ -14,10 +14,11 @@ from launcher.environment import environment
 from launcher.runtime.device import has_bf16, resolve_device
 from launcher.runtime.errors import UserError
 from launcher.runtime.identity import run_id
-from launcher.runtime.plan import Facts, Plan, resolve_name
+from launcher.runtime.plan import Plan
 from launcher.runtime.recipe import Recipe
-from launcher.runtime.sections import halves, hashed, nearest, parse
+from launcher.runtime.sections import nearest, parse
 from launcher.runtime.settings import ProfilerSettings, RequeueSettings, Settings
+from launcher.runtime.task_config import Facts, identity, read_config, split
 from launcher.schema import HardwareConfig, LaunchConfig, SiteConfig, TaskConfig
 from launcher.submission.resources import Resources, resources_of
 from launcher.tracking import require_installed, settled
@@ -51,10 +52,7 @@ def read_sections(values: Mapping[str, Any]) -> Sections:
     settings = parse(Settings, _settings(values))
     if site.python is None:  # another Python's packages are not this one's
         require_installed(settings.tracker)
-    schema = resolve_name(task.schema)
-    if not (isinstance(schema, type) and dataclasses.is_dataclass(schema)):
-        raise UserError(f"task.schema={task.schema!r}: should name a dataclass")
-    config = parse(schema, _task_values(values))
+    config = read_config(task.schema, _task_values(values, task))
     return Sections(task, launch, hardware, site, settings, config)
 
 
@@ -136,15 +134,18 @@ def recipe_of(plan: Plan, values: Mapping[str, Any], *, here: bool) -> Recipe:
         here: as for ``make_queued_plan``.
     """
     site = parse(SiteConfig, _section(values, "site"), "site")
-    return Recipe(plan, _task_values(values), _multiplies_bf16(site, plan.hardware["device"], here))
+    task = parse(TaskConfig, _section(values, "task"), "task")
+    return Recipe(plan, _task_values(values, task), _multiplies_bf16(site, plan.hardware["device"], here))
 
 
 def _multiplies_bf16(site: SiteConfig, device: str, here: bool) -> bool:
     return site.bf16 if device == "cuda" and not here else has_bf16(device)
 
 
-def _task_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in _OURS}
+def _task_values(values: Mapping[str, Any], task: TaskConfig) -> dict[str, Any]:
+    """The task's own part of a whole config; one without a schema says in it what is run."""
+    own = {key: value for key, value in values.items() if key not in _OURS}
+    return own if task.schema is not None else {"task": task.of_free_config(), **own}
 
 
 def _freeze(
@@ -159,11 +160,11 @@ def _freeze(
     config = sections.config
     if hasattr(config, "resolve"):
         config = config.resolve(facts)
-    science, execution = halves(config)
+    science, execution = split(config)
     tracker = settled(sections.settings.tracker, facts.absolute)
     settings = dataclasses.replace(sections.settings, tracker=tracker)
     return Plan(
-        run_id=run_id(hashed(config)),
+        run_id=run_id(identity(config, sections.task.target)),
         name=sections.launch.name or default_name,
         root=facts.absolute(sections.launch.root),
         target=sections.task.target,

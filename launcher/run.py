@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from launcher.config_tree import CONFIG_FOLDER, CONFIG_NAME
 from launcher.runtime.errors import ExitCode, UserError, guarded, leave, say_error
 from launcher.runtime.rundir import metric_of
 from launcher.runtime.signals import StopFlag
@@ -80,7 +81,7 @@ def _compose(on_config: Any) -> None:
     register()
     with _hydra_raises(), _sweep_named():
         try:
-            hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(on_config)()
+            hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=CONFIG_NAME)(on_config)()
         except Exception as error:
             from launcher.compose import is_hydras, told
 
@@ -131,8 +132,10 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     from launcher.final_numbers import say_outcome
     from launcher.naming import default_name
     from launcher.plan import make_plan
+    from launcher.runtime.importable import resolve_task
     from launcher.runtime.job import Outcome, run_job
     from launcher.submission.in_process import decide_here, require_unpacked
+    from launcher.submission.runnable import require_program
 
     require_unpacked(member)
     stop.patient = True
@@ -157,6 +160,10 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
         with sweep.locked():
             sweep.move_aside([plan.run_id])
         print(f"made by other code: moved to {sweep.replaced}, made anew from the start", file=sys.stderr)
+    if plan.argv is None:
+        resolve_task(plan.target)
+    else:
+        require_program(plan.argv, None, os.environ)
     outcome = run_job(plan, os.environ, stop)
     say_outcome(plan.rundir, outcome)
     return outcome

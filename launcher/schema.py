@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from launcher.runtime.sections import NotNegative, Positive, Section
 
@@ -15,8 +15,19 @@ class TaskConfig(Section):
 
     target: str
     """``package.module:function``, called with the session."""
-    schema: str
-    """``package.module:Dataclass`` of the task's part of the config."""
+    schema: str | None = None
+    """``package.module:Dataclass`` of the task's part of the config; null: it is taken as it was composed."""
+    argv: list[str] | None = None
+    """``task=command``: the program and its arguments."""
+    execution: list[str] = dataclasses.field(default_factory=list)
+    """Without a schema: dotted keys that do not change what is learned; they stay out of a run's id."""
+    paths: list[str] = dataclasses.field(default_factory=list)
+    """Without a schema: dotted keys that hold paths; relative ones are read against the folder of the command."""
+
+    def of_free_config(self) -> dict[str, Any]:
+        """What a config without a schema says of its task."""
+        argv = {} if self.argv is None else {"argv": self.argv}
+        return {"target": self.target, **argv, "execution": self.execution, "paths": self.paths}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from launcher.compose import plain
-from launcher.runtime.plan import Facts
 from launcher.runtime.sections import parse
+from launcher.runtime.task_config import Facts
 from vlm.config import TrainConfig
 
 REPOSITORY = Path(__file__).parent.parent

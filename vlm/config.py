@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from launcher.runtime.errors import UserError
-from launcher.runtime.plan import Facts
 from launcher.runtime.sections import NotNegative, Positive, Section, execution
+from launcher.runtime.task_config import Facts
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -244,6 +244,9 @@ class TrainerConfig(Section):
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
     """All that training the vision-language model depends on."""
+
+    TARGET: ClassVar[str] = "vlm.task:train"
+    """The task that this is the config of."""
 
     model: ModelConfig
     data: Annotated[CsvData | ShapesData, Field(discriminator="kind")]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.runtime.errors import UserError
 from launcher.runtime.plan import Plan
-from launcher.runtime.sections import flat, hashed
+from launcher.runtime.sections import flat
 from launcher.runtime.sweepdir import Submission, SweepDir
 
 if TYPE_CHECKING:
@@ -111,14 +111,14 @@ def compose_again(runs: Sequence[Launched]) -> list[Again]:
     Raises:
         UserError: what was typed does not fit any more.
     """
-    from hydra import initialize_config_module
+    from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from hydra.types import RunMode
     from hydra_plugins.seemore._queues import register
     from omegaconf.errors import OmegaConfBaseException
 
-    from launcher.compose import CONFIG_MODULE, CONFIG_NAME
+    from launcher.config_tree import CONFIG_FOLDER, CONFIG_NAME
     from launcher.members import Composer, checked_members
 
     grid = [_words(run.sweep, run.plan) for run in runs]
@@ -126,7 +126,7 @@ def compose_again(runs: Sequence[Launched]) -> list[Again]:
     shared = [word for word in grid[0] if not word.lstrip("+").startswith("hydra") and all(word in g for g in grid)]
     register()
     GlobalHydra.instance().clear()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         try:
@@ -202,6 +202,6 @@ def _changes(old: Plan, new: Plan) -> str:
 
 def _science(plan: Plan) -> dict[str, Any]:
     try:
-        return flat(hashed(plan.config()))
+        return flat(plan.identity())
     except UserError:  # the schema of today does not read it
         return flat(plan.science)

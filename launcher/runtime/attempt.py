@@ -10,15 +10,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from launcher.runtime.console import Meter
-from launcher.runtime.errors import ExitCode, UserError
+from launcher.runtime.errors import TASK_RAISED, ExitCode, UserError
 from launcher.runtime.failures import Hung, PeerLost, record_failure, told
 from launcher.runtime.files import write_json
 from launcher.runtime.hang_report import dump_flight_record, dump_stacks, end_now
 from launcher.runtime.lease import CHECK_S, Lease, Superseded
-from launcher.runtime.plan import Plan, resolve_name
+from launcher.runtime.plan import Plan
 from launcher.runtime.redaction import redacted
 from launcher.runtime.rendezvous import Meeting
 from launcher.runtime.signals import StopFlag
+from launcher.runtime.task_config import resolve_name
 from launcher.runtime.watchdog import Check, Watchdog
 from launcher.runtime.world import World
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:  # they import torch
 
 log = logging.getLogger(__name__)
 
+Task = Callable[["Session"], "Mapping[str, Any] | None"]
+"""Called with the session; returns what the summary says beyond the session's own numbers."""
 _LAST_SAVE_S = 120.0
 """How long a task that broke down waits for the save that is under way: what it saves is from before."""
 
@@ -52,12 +55,14 @@ def run_attempt(
     meeting: Meeting,
     lease: Lease | None,
     listener: Tracker | None = None,
+    task: Task | None = None,
 ) -> Outcome:
     """Train as one rank of the attempt that ``meeting`` agreed on; whatever ends it is told in the run directory.
 
     Args:
         lease: rank 0's right to commit.
         listener: as for ``run_job``.
+        task: what is called with the session; None: what ``plan.target`` names.
 
     Raises:
         UserError: the task refused its input, or another rank failed.
@@ -69,7 +74,7 @@ def run_attempt(
     try:
         with process_group(world, meeting.store):
             try:
-                return now.run(meter)
+                return now.run(meter, task or resolve_name(plan.target))
             except BaseException as error:
                 now.failed(error)  # told before the peers are let go of: they ask who was first
                 raise
@@ -104,7 +109,7 @@ class _Attempt:
         self._error: BaseException | None = None
         self._reason, self._code = "", ExitCode.BUG
 
-    def run(self, meter: Meter) -> Outcome:
+    def run(self, meter: Meter, task: Task) -> Outcome:
         """From the start event to the summary."""
         from launcher.runtime.distributed import from_all_ranks
         from launcher.runtime.resume import find
@@ -118,10 +123,17 @@ class _Attempt:
             self._session = session = self._open_session(meter, search, watchdog.beat)
             if self._world.is_main:
                 session.write_status("RUNNING")
-            extra = resolve_name(self._plan.target)(session) or {}
+            extra = self._train(task, session)
             self.outcome = _finish(self._plan, session, self._stop, extra, time.monotonic() - started)
         self._reason, self._code = self.outcome.state, self.outcome.code
         return self.outcome
+
+    def _train(self, task: Task, session: Session) -> Mapping[str, Any]:
+        try:
+            return task(session) or {}
+        except Exception as error:
+            error.add_note(TASK_RAISED)
+            raise
 
     def _watchdog(self) -> Watchdog:
         """Ends this rank where it hangs, and rank 0 where another attempt has taken the run over."""

@@ -83,6 +83,12 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
+TASK_RAISED = "(raised by the task)"
+"""A note on an exception that came out of what the run called."""
+_OURS = "this is a bug in seemore-launcher: please report it with the lines above"
+_WHOSE_TASK = "the task raised this; if it is not your own one, please report it with the lines above"
+
+
 def guarded(command: Callable[[], int]) -> int:
     """Run ``command`` and turn what it raises into the exit code and the words of this project.
 
@@ -109,5 +115,5 @@ def guarded(command: Callable[[], int]) -> int:
             say_error(UserError("the folder in which this command was typed is gone; go to another one"))
             return ExitCode.USER_ERROR
         traceback.print_exc()
-        print("this is a bug in seemore-launcher: please report it with the lines above", file=sys.stderr)
+        print(_WHOSE_TASK if TASK_RAISED in getattr(error, "__notes__", ()) else _OURS, file=sys.stderr)
         return ExitCode.BUG

@@ -12,6 +12,7 @@ import yaml
 
 from launcher.runtime.address import Machine, interface_to
 from launcher.runtime.attempt import Outcome, run_attempt
+from launcher.runtime.command.supervise import run_program
 from launcher.runtime.console import Meter, logging_to
 from launcher.runtime.environment import drift
 from launcher.runtime.errors import ExitCode, Stopped, TrainingFailed, UserError
@@ -84,6 +85,8 @@ def run_job(
             env.setdefault(name, value)
         if world.nodes > 1 or interface:
             set_interface(env, interface, interface_to(meeting.address, Machine()) if meeting.address else None)
+        if plan.argv is not None:
+            return run_program(plan, world, stop, meter, meeting, lease, env)
         return run_attempt(plan, world, stop, meter, meeting, lease, listener)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -10,31 +9,9 @@ from typing import Any
 
 from launcher.runtime.errors import UserError
 from launcher.runtime.rundir import RunDir
-from launcher.runtime.sections import hashed, merged, parse
+from launcher.runtime.sections import merged, parse
 from launcher.runtime.settings import Settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a task's config may need to know to settle itself when it is planned (its method ``resolve(facts)``)."""
-
-    cwd: Path
-    """The folder in which the command was typed; relative paths are read against it."""
-    device: str
-    """``cpu`` or ``cuda``: what the run will compute on."""
-    bf16: bool
-    """Whether that device multiplies bf16 in hardware."""
-
-    def absolute(self, path: str) -> str:
-        """``path`` as an absolute one; ``~`` is a home directory.
-
-        Raises:
-            UserError: there is no such home.
-        """
-        try:
-            return str(self.cwd / Path(path).expanduser())
-        except RuntimeError as error:
-            raise UserError(f"{path}: {error}") from None
+from launcher.runtime.task_config import identity, read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +25,8 @@ class Plan:
     """Absolute path of the folder of all sweeps."""
     target: str
     """``package.module:function`` that trains, called with the session."""
-    schema: str
-    """``package.module:Dataclass`` of the task's config."""
+    schema: str | None
+    """``package.module:Dataclass`` of the task's config; None: it is taken as it was composed."""
     science: dict[str, Any]
     execution: dict[str, Any]
     """``task`` (the execution half of the task's config), the sections of ``Settings``, ``hardware``."""
@@ -74,13 +51,18 @@ class Plan:
         hardware: dict[str, Any] = self.execution["hardware"]
         return hardware
 
+    @property
+    def argv(self) -> list[str] | None:
+        """The program that is run; None: ``target`` is called."""
+        return self.science.get("task", {}).get("argv") if self.schema is None else None
+
     def config_values(self) -> dict[str, Any]:
         """The task's whole config, both halves, as nested JSON values."""
         return merged(self.science, self.execution["task"])
 
     def config(self) -> Any:
-        """The task's config as its own dataclass (imports the schema's module)."""
-        return parse(resolve_name(self.schema), self.config_values())
+        """The task's config as its own dataclass (imports the schema's module), or as a ``FreeConfig``."""
+        return read_config(self.schema, self.config_values())
 
     def settings(self) -> Settings:
         """The sections that the session obeys."""
@@ -93,13 +75,17 @@ class Plan:
 
     def same_science(self, other: Plan) -> bool:
         """Whether both would learn the same: what is hashed is equal, whatever was added to the schema since."""
-        if self.schema == other.schema and self.science == other.science:
+        if (self.target, self.schema, self.science) == (other.target, other.schema, other.science):
             return True
         try:
-            theirs = other.config()
+            theirs = other.identity()
         except UserError:  # the schema does not read it any more
             return False
-        return bool(self.schema == other.schema and hashed(self.config()) == hashed(theirs))
+        return self.schema == other.schema and self.identity() == theirs
+
+    def identity(self) -> dict[str, Any]:
+        """What ``run_id`` is hashed from."""
+        return identity(self.config(), self.target)
 
     def to_json(self) -> dict[str, Any]:
         """A mapping of JSON values that ``from_json`` reads."""
@@ -125,23 +111,3 @@ class Plan:
             return Plan.from_json(values)
         except TypeError:
             raise UserError(f"{rundir.plan}: is damaged, or another version's") from None
-
-
-def resolve_name(name: str) -> Any:
-    """The object that ``package.module:name`` names.
-
-    Raises:
-        UserError: the text has another form, or nothing of that name is there.
-    """
-    module, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
-        raise UserError(f"{name!r}: should be package.module:name")
-    try:
-        imported = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name and (module == error.name or module.startswith(error.name + ".")):
-            raise UserError(f"{name!r}: there is no module {error.name}") from None
-        raise
-    if not hasattr(imported, attribute):
-        raise UserError(f"{name!r}: module {module} has no {attribute}")
-    return getattr(imported, attribute)

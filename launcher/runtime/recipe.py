@@ -10,9 +10,10 @@ from typing import Any
 
 from launcher.runtime.errors import UserError
 from launcher.runtime.identity import run_id
-from launcher.runtime.plan import Facts, Plan, resolve_name
-from launcher.runtime.sections import flat, halves, hashed, nearest, parse
+from launcher.runtime.plan import Plan
+from launcher.runtime.sections import flat, nearest, parse
 from launcher.runtime.settings import Settings
+from launcher.runtime.task_config import Facts, identity, read_config, split
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,15 @@ class Recipe:
         values, settings = _copy(self.values), _copy(self.settings)
         for key, value in changes.items():
             _set(settings if key.partition(".")[0] in settings else values, key, value, self.keys())
-        config = parse(resolve_name(self.plan.schema), values)
+        config = read_config(self.plan.schema, values)
         if hasattr(config, "resolve"):
             config = config.resolve(Facts(cwd=Path(self.plan.cwd), device=self.plan.hardware["device"], bf16=self.bf16))
-        science, execution = halves(config)
+        science, execution = split(config)
         settled = {name: section for name, section in asdict(parse(Settings, settings)).items() if name in settings}
         kept = [word for word in self.plan.overrides if word.lstrip("+~").partition("=")[0] not in changes]
         return replace(
             self.plan,
-            run_id=run_id(hashed(config)),
+            run_id=run_id(identity(config, self.plan.target)),
             science=science,
             execution={**self.plan.execution, **settled, "task": execution},
             created=datetime.now(UTC).isoformat(timespec="seconds"),

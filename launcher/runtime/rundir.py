@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from launcher.runtime.errors import InUse, UserError
+from launcher.runtime.errors import UserError
 from launcher.runtime.files import append_json_line, read_json_lines, write_json
+from launcher.runtime.run_lock import RunLock, holder_of
 
 _UNFINISHED = ".unfinished-"
 _CHECKPOINT = re.compile(r"(?P<kind>step|best|final)-(?P<step>\d{12})\.a(?P<attempt>\d{4,})")
@@ -96,6 +95,16 @@ class RunDir:
     def wandb(self) -> Path:
         """W&B's own files, a folder for each attempt; it names them."""
         return self.path / "wandb"
+
+    @property
+    def program_config(self) -> Path:
+        """``task=command``: the task's config for the program."""
+        return self.path / "config.json"
+
+    @property
+    def program_metrics(self) -> Path:
+        """``task=command``: what the program of this attempt has told."""
+        return self.path / "program.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -222,13 +231,13 @@ class RunDir:
         """What ``lock`` locks."""
         return self.path / ".lock"
 
-    def lock(self) -> FileLock:
+    def lock(self) -> RunLock:
         """A lock that one training process of this run holds.
 
         Raises:
             UserError: on acquiring it where another process holds it.
         """
-        return _RunLock(self.lock_file, timeout=0)
+        return RunLock(self.lock_file)
 
     def is_locked(self) -> bool:
         """Whether a process trains this run. Takes the lock for a moment: ask only where none seems to live."""
@@ -240,13 +249,7 @@ class RunDir:
 
     def lock_holder(self) -> int | None:
         """Process id of who trains this run on this machine, as the kernel has it (proc(5), /proc/locks)."""
-        try:
-            inode = self.lock_file.stat().st_ino
-            lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-        except OSError:
-            return None
-        found = (int(words[4]) for words in lines if words[5].rpartition(":")[2] == str(inode) and words[1] != "->")
-        return next((pid for pid in found if pid > 0), None)
+        return holder_of(self.lock_file)
 
     def read(self, path: Path) -> dict[str, Any] | None:
         """A JSON file of this run, or None where it is not there yet.
@@ -332,12 +335,3 @@ def metric_of(summary: Mapping[str, Any]) -> float:
 
 class _Torn(UserError):
     """A file of ours that is not what we wrote."""
-
-
-class _RunLock(FileLock):
-    def acquire(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().acquire(*args, **kwargs)
-        except Timeout:
-            run = Path(self.lock_file).parent
-            raise InUse(f"run {run}: another process is training it; wait for it or stop it first") from None

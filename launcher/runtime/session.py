@@ -163,7 +163,7 @@ class Session:
             self._give_up(bool(cannot_save), bool(not_finite))
         return self.stopping
 
-    def save(self, state: Mapping[str, Any], metric: float | None = None) -> None:
+    def save(self, state: Mapping[str, Any], metric: float | None = None, *, due: bool = False) -> None:
         """Offer the state after a step; it is saved when the cadence, a stop or the end of the run asks for it.
 
         The loop waits for a copy of the state, no longer; it is written while the next steps are computed.
@@ -172,6 +172,7 @@ class Session:
             state: ``step`` (int), ``model``, and whatever else the loop needs to go on: tensors, plain values, or
                 objects with ``state_dict()``. Each rank's own is kept; what equals rank 0's is written once.
             metric: a validation result, smaller is better; of the best one ``model`` and the plain values are kept.
+            due: save it whatever the cadence says; the same on every rank.
 
         Raises:
             TypeError: something in the state cannot be saved.
@@ -193,7 +194,7 @@ class Session:
         every = self._settings.every_steps
         # Offered in the step that was restored, before any other: something was done that the checkpoint still owes.
         again = self._continued and self.step == self._begun_at and not self.stopping
-        if self.stopping or again or (every and self.step % every == 0):
+        if due or self.stopping or again or (every and self.step % every == 0):
             wishes += self._full(again=again)
         self._begin_to_save(wishes)
         self._meter.show(self.step)

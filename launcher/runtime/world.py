@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.runtime.errors import UserError
 from launcher.runtime.place import job_id, number, place
@@ -73,6 +73,10 @@ class World:
             launch_address=env.get("SLURM_LAUNCH_NODE_IPADDR", ""),
             **{"job_id": job_id(env), "restarts": restarts} | found,
         )
+
+    def alone(self) -> World:
+        """This process as a world of one, where the others do not take part in what it does."""
+        return replace(self, rank=0, size=1, local_rank=0, node_rank=0, nodes=1)
 
     def require_size(self, nodes: int | None, tasks_per_node: int | None) -> None:
         """See that a job has the ranks that its plan asked for. None: the plan does not say.

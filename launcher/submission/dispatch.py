@@ -19,6 +19,7 @@ from launcher.submission.commit import Wanted, run_here, to_slurm
 from launcher.submission.goal import Goal, require_same_sweep, say_merged
 from launcher.submission.packing import Packing, without_extras
 from launcher.submission.reconcile import Rule
+from launcher.submission.runnable import require_runnable
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
 from launcher.submission.submit import Job
 
@@ -58,25 +59,22 @@ def dispatch(
     if goal is not None and (doubt := goal.doubt()):
         print(doubt, file=sys.stderr)
     require_same_sweep(sweep, goal, [member.values["task"]["target"] for member in members])
-    targets = [member.values["task"][key] for member in members for key in ("target", "schema")]
-    snapshot = snapshot_of(sweep, targets, cwd)
+    snapshot = snapshot_of(sweep, _names(members), cwd)
     packing = Packing.of(launch)
     jobs = [_job(member, sweep, snapshot, cwd, here, packing) for member in members]
-    unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
-    if len(unique) < len(jobs):
-        say_merged(len(jobs) - len(unique), len(jobs))
-    if packing and (alone := sum(not packing.takes(job.resources.hardware) for job in unique)):
-        print(f"launch.pack: {alone} runs have several ranks and jobs of their own", file=sys.stderr)
+    unique = _unique(jobs)
+    if packing:
+        _say_alone(unique, packing)
     env = snapshot.without_live_code(env)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)
-    rule = rule or Rule.of(launch.retry)
+    wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule or Rule.of(launch.retry), packing, goal)
+    require_runnable(wanted, env)
     if launch.dry_run:
         from launcher.submission.dry_run import show
 
-        show(sweep, unique, snapshot, slurm, logs, rule, packing)
+        show(sweep, unique, snapshot, slurm, logs, wanted.rule, packing)
         return [None] * len(jobs)
-    wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule, packing, goal)
     if slurm is None:
         metrics: Mapping[str, Any] = run_here(wanted, launch.parallel, env)
         return _values(jobs, metrics, goal)
@@ -87,6 +85,35 @@ def dispatch(
         metrics = wait_for(sweep, list(receipts), slurm)
         return _values(jobs, metrics, goal)
     return [receipts[job.plan.run_id].job_id for job in jobs]
+
+
+def _names(members: Sequence[Member]) -> list[str]:
+    """What jobs import from the copy of the code."""
+    named = (member.values["task"].get(key) for member in members for key in ("target", "schema"))
+    return sorted({name for name in named if name})
+
+
+def _unique(jobs: Sequence[Job]) -> list[Job]:
+    """Members that learn the same are one run, the first one's."""
+    unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
+    if len(unique) < len(jobs):
+        say_merged(len(jobs) - len(unique), len(jobs))
+    return unique
+
+
+def _say_alone(jobs: Sequence[Job], packing: Packing) -> None:
+    """See that ``jobs`` can share processes, and say how many of them will not.
+
+    Raises:
+        UserError: some run a program.
+    """
+    if any(job.plan.argv is not None for job in jobs):
+        raise UserError(
+            f"launch.pack={packing.per_job}: members are forked from a process that has imported their function, and "
+            "task=command has a program; leave launch.pack out"
+        )
+    if alone := sum(not packing.takes(job.resources.hardware) for job in jobs):
+        print(f"launch.pack: {alone} runs have several ranks and jobs of their own", file=sys.stderr)
 
 
 def snapshot_of(sweep: SweepDir, names: Sequence[str], cwd: Path) -> Snapshot:

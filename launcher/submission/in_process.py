@@ -71,7 +71,7 @@ def _code_today(plan: Plan) -> str | None:
     """Id of today's snapshot where the run was made from one: a run of this process records none of its own."""
     if (plan.rundir.read(plan.rundir.plan) or {}).get("code") is None:
         return None
-    return _snapshot_id(_sweep_of(plan), plan.target, plan.schema)
+    return _snapshot_id(_sweep_of(plan), (plan.target, *([plan.schema] if plan.schema else [])))
 
 
 def _sweep_of(plan: Plan) -> SweepDir:
@@ -79,5 +79,5 @@ def _sweep_of(plan: Plan) -> SweepDir:
 
 
 @cache
-def _snapshot_id(sweep: SweepDir, target: str, schema: str) -> str:
-    return snapshot_of(sweep, [target, schema], Path.cwd()).id
+def _snapshot_id(sweep: SweepDir, names: tuple[str, ...]) -> str:
+    return snapshot_of(sweep, names, Path.cwd()).id

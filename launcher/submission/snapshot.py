@@ -15,7 +15,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,6 +55,18 @@ class Snapshot:
         return {name: value for name, value in env.items() if name != "PYTHONPATH"} | (
             {"PYTHONPATH": os.pathsep.join(kept)} if kept else {}
         )
+
+    def environment(self, env: Mapping[str, str]) -> dict[str, str]:
+        """``env`` of a process that imports from the copy first."""
+        paths = [*map(str, self.import_paths), *filter(None, [env.get("PYTHONPATH")])]
+        return {**env, "PYTHONPATH": os.pathsep.join(paths)}
+
+    def at(self, folder: Path) -> Snapshot:
+        """The same copy, made as ``folder`` for a while."""
+        paths = tuple(folder / path.relative_to(self.path) for path in self.import_paths)
+        inside = self.cwd.is_relative_to(self.path)
+        cwd = folder / self.cwd.relative_to(self.path) if inside else self.cwd
+        return replace(self, path=folder, import_paths=paths, cwd=cwd)
 
     def write(self) -> None:
         """Copy aside, make read-only, rename: a snapshot is there whole or not at all, and once for each content.

@@ -64,16 +64,17 @@ def compose_study(sweep: NamedSweep, space: Sequence[Axis], typed: Sequence[str]
 
 
 def _composed(words: list[str]) -> Member:
-    from hydra import initialize_config_module
+    from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
     from hydra_plugins.seemore._queues import register
 
-    from launcher.compose import COMPOSITION_ERRORS, CONFIG_MODULE, CONFIG_NAME, told
+    from launcher.compose import COMPOSITION_ERRORS, told
+    from launcher.config_tree import CONFIG_FOLDER, CONFIG_NAME
 
     register()
     GlobalHydra.instance().clear()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         try:

@@ -17,7 +17,8 @@ from pathlib import Path
 from launcher.runtime.environment import drift
 from launcher.runtime.hang_report import flight_recorder_env
 from launcher.runtime.pack.child import Child
-from launcher.runtime.plan import Plan, resolve_name
+from launcher.runtime.plan import Plan
+from launcher.runtime.task_config import resolve_name
 
 _OF_EVERY_TASK = (
     "torch._dynamo",  # what the first optimizer of a process imports

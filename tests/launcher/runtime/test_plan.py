@@ -12,10 +12,11 @@ import pytest
 
 from launcher.runtime.errors import UserError
 from launcher.runtime.files import write_json
-from launcher.runtime.plan import Plan, resolve_name
+from launcher.runtime.plan import Plan
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sections import Section, execution, halves
 from launcher.runtime.settings import TrackerSettings
+from launcher.runtime.task_config import resolve_name
 
 CHECKPOINT = {"every_steps": None, "keep_last": 2, "keep_every": None, "at_end": None, "best": True}
 
@@ -105,8 +106,8 @@ def test_a_module_that_is_not_there_is_told(name, missing):
 
 
 def test_an_attribute_that_is_not_there_is_told():
-    with pytest.raises(UserError, match=r"module launcher\.runtime\.plan has no trian$"):
-        resolve_name("launcher.runtime.plan:trian")
+    with pytest.raises(UserError, match=r"module launcher\.runtime\.task_config has no trian$"):
+        resolve_name("launcher.runtime.task_config:trian")
 
 
 @pytest.mark.parametrize(

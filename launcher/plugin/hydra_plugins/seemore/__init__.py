@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +145,11 @@ class LocalLauncher(QueueLauncher):
 
 
 class UserConfigs(SearchPathPlugin):
-    """Lets a user keep files of config groups, ``site`` above all, in ``~/.config/seemore``."""
+    """Lets users keep files of config groups in ``conf`` of their own project, and in ``~/.config/seemore``."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Add the folder where there is one."""
-        with suppress(RuntimeError):  # a user without a home
-            self._add(search_path, Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "seemore")
+        """Add each of the folders that is there."""
+        from launcher.config_tree import other_folders
 
-    def _add(self, search_path: ConfigSearchPath, folder: Path) -> None:
-        if folder.is_dir():
-            search_path.append(provider="seemore-user", path=f"file://{folder}")
+        for provider, folder in other_folders(Path.cwd(), os.environ):
+            search_path.append(provider=provider, path=f"file://{folder}")

@@ -1,0 +1,1 @@
+"""``task=command``: any program, in any language, as a task."""
