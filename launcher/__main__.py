@@ -155,7 +155,7 @@ def _sync(args: argparse.Namespace) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     from launcher.doctor.examine import Wish, examine
-    from launcher.plan import compose_site
+    from launcher.site import compose_site
 
     site = compose_site(args.site)
     options = {

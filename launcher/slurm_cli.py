@@ -149,23 +149,36 @@ class Slurm:
             del self._env[name]
         self._env["SLURM_BITSTR_LEN"] = "0"  # or the elements of an array are cut to 64 letters (sacct(1))
 
+    @property
+    def env(self) -> Mapping[str, str]:
+        """What its commands are told."""
+        return self._env
+
     def once(self) -> Slurm:
         """The same cluster, asked once where it does not answer."""
         other = copy.copy(self)
         other._patient = False
         return other
 
-    def sbatch(self, script: Path, options: Sequence[str] = (), keep_open: Iterable[int] = ()) -> str:
+    def sbatch(
+        self,
+        script: Path,
+        options: Sequence[str] = (),
+        keep_open: Iterable[int] = (),
+        secrets: Mapping[str, str] | None = None,
+    ) -> str:
         """Submit ``script``, once; returns the job's id.
 
         Args:
+            secrets: environment variables of the job that stand in no file and no command line.
             keep_open: file descriptors that live as long as sbatch does: a lock is then held even if we are killed.
 
         Raises:
             SlurmAway: no answer; whether Slurm has the job is not known, so this is not tried again here.
             SubmitLimit, SlurmError: Slurm does not take it.
         """
-        answer = self._call_once(("sbatch", "--parsable", *options, str(script)), False, tuple(keep_open))
+        words = ("sbatch", "--parsable", *options, str(script))
+        answer = self._call_once(words, False, tuple(keep_open), secrets)
         job_id = answer.strip().splitlines()[-1].partition(";")[0] if answer.strip() else ""
         if not job_id.isdigit():
             raise SlurmError(f"sbatch {script}: answered {answer.strip()!r} instead of a job id")
@@ -286,14 +299,20 @@ class Slurm:
             with_patience(lambda: self._call_once(words, stderr)) if self._patient else self._call_once(words, stderr)
         )
 
-    def _call_once(self, words: tuple[str, ...], stderr: bool, keep_open: tuple[int, ...] = ()) -> str:
+    def _call_once(
+        self,
+        words: tuple[str, ...],
+        stderr: bool,
+        keep_open: tuple[int, ...] = (),
+        secrets: Mapping[str, str] | None = None,
+    ) -> str:
         name = words[0]
         if self.slurm_conf and not Path(self.slurm_conf).exists():  # Slurm would look for it for a minute
             raise SlurmError(f"SLURM_CONF={self.slurm_conf}: there is no such file; is the cluster up?")
         try:
             done = subprocess.run(
-                words, env=self._env, capture_output=True, text=True, timeout=_CALL_S, check=False, pass_fds=keep_open,
-                stdin=subprocess.DEVNULL, errors="replace",
+                words, env={**self._env, **(secrets or {})}, capture_output=True, text=True, timeout=_CALL_S, check=False,
+                pass_fds=keep_open, stdin=subprocess.DEVNULL, errors="replace",
             )  # fmt: skip
         except FileNotFoundError:
             raise _no_slurm(name) from None

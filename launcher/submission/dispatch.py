@@ -21,6 +21,7 @@ from launcher.submission.packing import Packing, without_extras
 from launcher.submission.reconcile import Rule
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
 from launcher.submission.submit import Job
+from launcher.submission.variables import say_hints
 
 LOCAL = "submitit_local"
 """The ``hydra/launcher`` that runs jobs as processes on this machine."""
@@ -67,6 +68,7 @@ def dispatch(
         say_merged(len(jobs) - len(unique), len(jobs))
     if packing and (alone := sum(not packing.takes(job.resources.hardware) for job in unique)):
         print(f"launch.pack: {alone} runs have several ranks and jobs of their own", file=sys.stderr)
+    say_hints(unique[0].resources.site, here=here)
     env = snapshot.without_live_code(env)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)

@@ -15,6 +15,7 @@ from launcher.runtime.place import LOCAL_RESTARTS
 from launcher.runtime.world import tunables
 from launcher.submission.snapshot import Snapshot
 from launcher.submission.submit import Job
+from launcher.submission.variables import variables_here
 
 
 def process_env(
@@ -30,14 +31,18 @@ def process_env(
     """The environment of the ranks of ``job``, without their number: submitit's variables, the code, threads, GPUs."""
     hardware = job.resources.hardware
     paths = [*map(str, snapshot.import_paths), *([env["PYTHONPATH"]] if env.get("PYTHONPATH") else [])]
-    told = dict(env) | {
-        "SUBMITIT_EXECUTOR": "local",
-        "SUBMITIT_LOCAL_JOB_ID": job_id,
-        LOCAL_RESTARTS: str(restarts),
-        "SUBMITIT_LOCAL_NTASKS": str(hardware.tasks_per_node),
-        "PYTHONPATH": os.pathsep.join(paths),
-        "GLIBC_TUNABLES": tunables(env.get("GLIBC_TUNABLES")),
-    }
+    told = (
+        dict(env)
+        | variables_here(job.resources.site, env)
+        | {
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_JOB_ID": job_id,
+            LOCAL_RESTARTS: str(restarts),
+            "SUBMITIT_LOCAL_NTASKS": str(hardware.tasks_per_node),
+            "PYTHONPATH": os.pathsep.join(paths),
+            "GLIBC_TUNABLES": tunables(env.get("GLIBC_TUNABLES")),
+        }
+    )
     told.setdefault("OMP_NUM_THREADS", str(threads))
     if hardware.device == "cuda":
         told["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)

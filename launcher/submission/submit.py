@@ -25,6 +25,7 @@ from launcher.submission.packing import Packing
 from launcher.submission.reconcile import require_same_science
 from launcher.submission.resources import Resources
 from launcher.submission.snapshot import Snapshot
+from launcher.submission.variables import export_option
 
 _LAUNCHING = ("launch.", "hydra.", "hydra/", "+hydra.", "checkpoint.at_end=")
 
@@ -267,7 +268,10 @@ class _Batcher:
                     return found
                 _withdraw(self._sweep, token, "sbatch had no answer")
             token = self._write_down(jobs, workers)
-            return self._slurm.sbatch(self._sweep.script(token), keep_open=(self._lock,))
+            resources = self._jobs[0].resources
+            options = export_option(resources, self._slurm.env)
+            secrets = resources.site.known_secrets
+            return self._slurm.sbatch(self._sweep.script(token), options, (self._lock,), secrets)
 
         try:
             job_id = with_patience(call)
