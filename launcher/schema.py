@@ -126,7 +126,7 @@ class SiteConfig(Section):
             fine = self.scratch.startswith(("/", "$")) and self.scratch.isprintable()
             if not fine or not _SCRATCH.fullmatch(self.scratch):
                 raise ValueError(
-                    f"scratch={self.scratch!r}: should be an absolute folder that may hold $NAME or ${{NAME}}"
+                    f"scratch={self.scratch!r}: should be an absolute folder; $NAME may stand in it"
                 )
 
     @property

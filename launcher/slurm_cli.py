@@ -309,9 +309,10 @@ class Slurm:
         name = words[0]
         if self.slurm_conf and not Path(self.slurm_conf).exists():  # Slurm would look for it for a minute
             raise SlurmError(f"SLURM_CONF={self.slurm_conf}: there is no such file; is the cluster up?")
+        env = {**self._env, **(secrets or {})}
         try:
             done = subprocess.run(
-                words, env={**self._env, **(secrets or {})}, capture_output=True, text=True, timeout=_CALL_S, check=False,
+                words, env=env, capture_output=True, text=True, timeout=_CALL_S, check=False,
                 pass_fds=keep_open, stdin=subprocess.DEVNULL, errors="replace",
             )  # fmt: skip
         except FileNotFoundError:

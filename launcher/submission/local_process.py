@@ -31,18 +31,15 @@ def process_env(
     """The environment of the ranks of ``job``, without their number: submitit's variables, the code, threads, GPUs."""
     hardware = job.resources.hardware
     paths = [*map(str, snapshot.import_paths), *([env["PYTHONPATH"]] if env.get("PYTHONPATH") else [])]
-    told = (
-        dict(env)
-        | variables_here(job.resources.site, env)
-        | {
-            "SUBMITIT_EXECUTOR": "local",
-            "SUBMITIT_LOCAL_JOB_ID": job_id,
-            LOCAL_RESTARTS: str(restarts),
-            "SUBMITIT_LOCAL_NTASKS": str(hardware.tasks_per_node),
-            "PYTHONPATH": os.pathsep.join(paths),
-            "GLIBC_TUNABLES": tunables(env.get("GLIBC_TUNABLES")),
-        }
-    )
+    told = dict(env) | {
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_LOCAL_JOB_ID": job_id,
+        LOCAL_RESTARTS: str(restarts),
+        "SUBMITIT_LOCAL_NTASKS": str(hardware.tasks_per_node),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "GLIBC_TUNABLES": tunables(env.get("GLIBC_TUNABLES")),
+    }
+    told |= variables_here(job.resources.site, env)
     told.setdefault("OMP_NUM_THREADS", str(threads))
     if hardware.device == "cuda":
         told["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
