@@ -125,9 +125,7 @@ class SiteConfig(Section):
         if self.scratch is not None:
             fine = self.scratch.startswith(("/", "$")) and self.scratch.isprintable()
             if not fine or not _SCRATCH.fullmatch(self.scratch):
-                raise ValueError(
-                    f"scratch={self.scratch!r}: should be an absolute folder; $NAME may stand in it"
-                )
+                raise ValueError(f"scratch={self.scratch!r}: should be an absolute folder; $NAME may stand in it")
 
     @property
     def known_secrets(self) -> dict[str, str]:

@@ -7,7 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from launcher.compose import compose_whole, plain
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+
+from launcher.compose import CONFIG_MODULE, compose_whole, plain
 from launcher.runtime.errors import UserError
 from launcher.runtime.sections import parse
 from launcher.schema import SiteConfig
@@ -37,6 +40,13 @@ def _folders(source: Any) -> list[Path]:
         return [Path(source.path)]
     spec = find_spec(source.path) if source.schema == "pkg" and source.path else None
     return [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+
+
+def site_names() -> list[str]:
+    """Every site that there is: those that come along, the user's own, those of a search path."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        return list(GlobalHydra.instance().config_loader().get_group_options("site"))
 
 
 def compose_site(name: str | None) -> SiteConfig:

@@ -149,10 +149,16 @@ class Slurm:
             del self._env[name]
         self._env["SLURM_BITSTR_LEN"] = "0"  # or the elements of an array are cut to 64 letters (sacct(1))
 
+    def handing_on(self, variables: Mapping[str, str]) -> Slurm:
+        """The same cluster with more in the environment of its commands: what sbatch hands on to jobs."""
+        other = copy.copy(self)
+        other._env = {**self._env, **variables}
+        return other
+
     @property
-    def env(self) -> Mapping[str, str]:
-        """What its commands are told."""
-        return self._env
+    def export(self) -> str:
+        """SBATCH_EXPORT, which says what of its environment sbatch hands on; empty: all."""
+        return self._env.get("SBATCH_EXPORT", "")
 
     def once(self) -> Slurm:
         """The same cluster, asked once where it does not answer."""
@@ -160,25 +166,17 @@ class Slurm:
         other._patient = False
         return other
 
-    def sbatch(
-        self,
-        script: Path,
-        options: Sequence[str] = (),
-        keep_open: Iterable[int] = (),
-        secrets: Mapping[str, str] | None = None,
-    ) -> str:
+    def sbatch(self, script: Path, options: Sequence[str] = (), keep_open: Iterable[int] = ()) -> str:
         """Submit ``script``, once; returns the job's id.
 
         Args:
-            secrets: environment variables of the job that stand in no file and no command line.
             keep_open: file descriptors that live as long as sbatch does: a lock is then held even if we are killed.
 
         Raises:
             SlurmAway: no answer; whether Slurm has the job is not known, so this is not tried again here.
             SubmitLimit, SlurmError: Slurm does not take it.
         """
-        words = ("sbatch", "--parsable", *options, str(script))
-        answer = self._call_once(words, False, tuple(keep_open), secrets)
+        answer = self._call_once(("sbatch", "--parsable", *options, str(script)), False, tuple(keep_open))
         job_id = answer.strip().splitlines()[-1].partition(";")[0] if answer.strip() else ""
         if not job_id.isdigit():
             raise SlurmError(f"sbatch {script}: answered {answer.strip()!r} instead of a job id")
@@ -241,6 +239,21 @@ class Slurm:
         lines = [line.split("|") for line in self._call(*words, "format=Account,Partition,MaxSubmitJobs").splitlines()]
         return [(line[0], line[1], int(line[2])) for line in lines if len(line) == 3 and line[2].isdigit()]
 
+    def node_kinds(self) -> list[tuple[str, str, str]]:
+        """Partition, generic resources (``gpu:a100:4(S:0-1)``) and features of each kind of node (sinfo(1))."""
+        lines = (line.split("|") for line in self._call("sinfo", "--noheader", "--format=%R|%G|%f").splitlines())
+        return [(line[0], line[1], line[2]) for line in lines if len(line) == 3]
+
+    def associations(self) -> list[tuple[str, list[str], str]]:
+        """Account, qualities of service and the default one of each association of this user.
+
+        Raises:
+            SlurmError: accounting is off, or slurmdbd does not answer.
+        """
+        words = ("sacctmgr", "--noheader", "--parsable2", "show", "association", f"user={getpass.getuser()}")
+        lines = (line.split("|") for line in self._call(*words, "format=Account,QOS,DefaultQOS").splitlines())
+        return [(line[0], [q for q in line[1].split(",") if q], line[2]) for line in lines if len(line) == 3]
+
     def queue(self) -> dict[str, QueuedJob]:
         """Every job of this user that Slurm remembers, finished ones for some minutes too; elements of arrays apart."""
         fields = "%i|%T|%r|%S|%M|%N|%o"
@@ -299,20 +312,13 @@ class Slurm:
             with_patience(lambda: self._call_once(words, stderr)) if self._patient else self._call_once(words, stderr)
         )
 
-    def _call_once(
-        self,
-        words: tuple[str, ...],
-        stderr: bool,
-        keep_open: tuple[int, ...] = (),
-        secrets: Mapping[str, str] | None = None,
-    ) -> str:
+    def _call_once(self, words: tuple[str, ...], stderr: bool, keep_open: tuple[int, ...] = ()) -> str:
         name = words[0]
         if self.slurm_conf and not Path(self.slurm_conf).exists():  # Slurm would look for it for a minute
             raise SlurmError(f"SLURM_CONF={self.slurm_conf}: there is no such file; is the cluster up?")
-        env = {**self._env, **(secrets or {})}
         try:
             done = subprocess.run(
-                words, env=env, capture_output=True, text=True, timeout=_CALL_S, check=False,
+                words, env=self._env, capture_output=True, text=True, timeout=_CALL_S, check=False,
                 pass_fds=keep_open, stdin=subprocess.DEVNULL, errors="replace",
             )  # fmt: skip
         except FileNotFoundError:

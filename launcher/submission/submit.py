@@ -269,9 +269,8 @@ class _Batcher:
                 _withdraw(self._sweep, token, "sbatch had no answer")
             token = self._write_down(jobs, workers)
             resources = self._jobs[0].resources
-            options = export_option(resources, self._slurm.env)
-            secrets = resources.site.known_secrets
-            return self._slurm.sbatch(self._sweep.script(token), options, (self._lock,), secrets)
+            slurm = self._slurm.handing_on(resources.site.known_secrets)
+            return slurm.sbatch(self._sweep.script(token), export_option(resources, slurm.export), (self._lock,))
 
         try:
             job_id = with_patience(call)

@@ -80,13 +80,16 @@ def _expanded(text: str, env: Mapping[str, str]) -> str:
     return _VARIABLE.sub(value, text)
 
 
-def export_option(resources: Resources, env: Mapping[str, str]) -> list[str]:
+def export_option(resources: Resources, said: str) -> list[str]:
     """The option of sbatch that lets a job have its secrets where ``--export`` keeps the environment from jobs.
 
     By names alone: a value in a command line is seen by everybody (``ps``), and kept by Slurm's accounting.
+
+    Args:
+        said: SBATCH_EXPORT, which is stronger than a batch script's line.
     """
     asked = resources.queue.get("additional_parameters") or {}
-    said = env.get("SBATCH_EXPORT") or str(asked.get("export") or "ALL")
+    said = said or str(asked.get("export") or "ALL")
     words = [word for word in said.split(",") if word]
     if not resources.site.known_secrets or "ALL" in (word.upper() for word in words):
         return []

@@ -1,4 +1,4 @@
-"""A site's container, variables, secrets and scratch on a real Slurm; Apptainer is a small program that checks its words."""
+"""A site's container, variables, secrets and scratch on a real Slurm; Apptainer is a program that checks its words."""
 
 from __future__ import annotations
 
