@@ -50,6 +50,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     for key, value in flat(named).items():
         if not key.startswith(_SECRETS):
             require_printable(key, value)
+            require_no_secret(key, value)
     return named
 
 
@@ -99,16 +100,23 @@ def compose_whole(overrides: list[str]) -> DictConfig:
 
 
 def require_printable(key: str, value: Any) -> None:
-    """See that a text holds nothing that a terminal or a batch script would take for more than text, and no secret.
+    """See that a text holds nothing that a terminal or a batch script would take for more than text.
 
     Raises:
-        UserError: it holds a line break, NUL, escape or the like; or the value of a secret, and would be written down.
+        UserError: it holds a line break, NUL, escape or the like.
     """
-    if isinstance(value, str):
-        if not value.isprintable():
-            raise UserError(f"{key}={value!r}: holds characters that cannot be printed")
-        if (name := secret_in(value)) is not None:
-            raise UserError(f"{key}: holds the value of site.secrets.{name}, and is written down with each run")
+    if isinstance(value, str) and not value.isprintable():
+        raise UserError(f"{key}={value!r}: holds characters that cannot be printed")
+
+
+def require_no_secret(key: str, value: Any) -> None:
+    """See that what is written down with each run holds no secret that this process knows.
+
+    Raises:
+        UserError: it does.
+    """
+    if isinstance(value, str | list) and (name := secret_in(str(value))) is not None:
+        raise UserError(f"{key}: holds the value of site.secrets.{name}, and would be written down")
 
 
 def told(error: Exception) -> str:

@@ -19,11 +19,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString, ValueType
 from omegaconf import DictConfig, OmegaConf
 
-from launcher.compose import COMPOSITION_ERRORS, plain, require_no_typed_secret, require_printable, told
+from launcher.compose import (
+    COMPOSITION_ERRORS,
+    plain,
+    require_no_secret,
+    require_no_typed_secret,
+    require_printable,
+    told,
+)
 from launcher.naming import default_name
 from launcher.plan import read_sections
 from launcher.runtime.errors import UserError
-from launcher.runtime.redaction import secret_in
 from launcher.runtime.sections import flat
 from launcher.site import read_site
 
@@ -144,10 +150,7 @@ def member_of(config: DictConfig, overrides: Sequence[str]) -> Member:
     values = plain(config)
     read_site(values.get("site"), choices.get("site"), config.hydra.runtime.config_sources)
     for key, value in flat(named).items():
-        if isinstance(value, str) and (name := secret_in(value)) is not None:
-            raise UserError(
-                f"hydra.launcher.{key}: holds the value of site.secrets.{name}, and stands in batch scripts"
-            )
+        require_no_secret(f"hydra.launcher.{key}", value)
     return Member(tuple(overrides), values, choices, named, _hydras(config))
 
 
@@ -229,9 +232,10 @@ def set_value(values: dict[str, Any], key: str, value: Any) -> None:
     """Set the dotted ``key`` in nested ``values``, all of whose sections exist.
 
     Raises:
-        UserError: the value cannot be printed.
+        UserError: the value cannot be printed, or holds a secret.
     """
     require_printable(key, value)
+    require_no_secret(key, value)
     *sections, name = key.split(".")
     for section in sections:
         values = values[section]

@@ -318,8 +318,8 @@ class Slurm:
             raise SlurmError(f"SLURM_CONF={self.slurm_conf}: there is no such file; is the cluster up?")
         try:
             done = subprocess.run(
-                words, env=self._env, capture_output=True, text=True, timeout=_CALL_S, check=False,
-                pass_fds=keep_open, stdin=subprocess.DEVNULL, errors="replace",
+                words, env=self._env, capture_output=True, text=True, timeout=_CALL_S, check=False, pass_fds=keep_open,
+                stdin=subprocess.DEVNULL, errors="replace",
             )  # fmt: skip
         except FileNotFoundError:
             raise _no_slurm(name) from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from slurm.cluster import Cluster
 from slurm.faults import show_job
@@ -161,3 +162,20 @@ def test_a_job_has_its_secret_where_sbatch_exports_nothing_else(user: User, tmp_
     (proof,) = proofs(user, 0)
     assert proof["token"] == hashlib.sha256(MARKER.encode()).hexdigest() and proof["greeting"] == "hello"
     assert holds_marker(user.home) == []
+
+
+def test_doctor_drafts_a_site_that_can_be_chosen_at_once(user: User):
+    done = user.type("launcher", "doctor", "--write-site", "drafted", "--nodes", "2")
+    path = Path(user.env["XDG_CONFIG_HOME"]) / "seemore" / "site" / "drafted.yaml"
+    assert done.returncode == 0 and f"wrote {path}" in done.stderr, done.stdout + done.stderr
+    text = path.read_text()
+    print(text)
+    site = yaml.safe_load(text)
+    assert site["partition"] == "low" and site["slurm_conf"] == str(user.cluster.slurm_conf)
+    assert site["python"] == sys.executable and "the test job ran it on n1, n2: Python 3." in text
+    assert "GPUs have no types" in text and "# interface:" in text, "all nodes stand on this machine"
+    words = ("hydra/launcher=submitit_slurm", *WORDS, "site=drafted", "launch.dry_run=true")
+    shown = user.type("launcher.run", *(word for word in words if word != "site=lab"))
+    assert shown.returncode == 0 and "#SBATCH --partition=low" in shown.stdout, shown.stderr
+    again = user.type("launcher", "doctor", "--write-site", "drafted", "--no-job")
+    assert again.returncode == 1 and "stays as it is" in again.stderr and path.read_text() == text
