@@ -62,7 +62,9 @@ class _Line:
 
     def __str__(self) -> str:
         shown = "" if self.value is None else " " + yaml.safe_dump(self.value, width=1000).split("\n")[0]
-        return f"{'# ' if self.value is None else ''}{self.key}:{shown}  # {' '.join(self.source.split())}"
+        return (
+            f"{'# ' if self.value is None else ''}{self.key}:{shown}  # {''.join(filter(str.isprintable, self.source))}"
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Draft:
 
 def text_of(name: str, seen: Seen) -> str:
     """The file."""
-    head = _HEAD.format(cluster=" ".join(seen.cluster.split()) or "a cluster", name=name)
+    head = _HEAD.format(cluster="".join(filter(str.isprintable, seen.cluster)) or "a cluster", name=name)
     return head + "".join(f"{line}\n" for line in _lines(seen)) + _BY_HAND
 
 
@@ -179,5 +181,5 @@ def _one_of(names: list[str], chosen: str | None, why: str) -> str:
     if not names:
         return "there is none"
     if len(names) == 1:
-        return "the only one"
+        return f"the only one: {names[0]}"
     return f"{why}; there are: {', '.join(names)}" if chosen else f"one of: {', '.join(names)}"

@@ -15,9 +15,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from launcher.runtime.errors import UserError
-from launcher.schema import SiteConfig
+from launcher.schema import ContainerConfig, SiteConfig
 from launcher.submission.resources import resources_of
-from launcher.submission.variables import export_lines, export_option, given, scratch_lines, variables_here
+from launcher.submission.variables import export_lines, export_option, given, say_hints, scratch_lines, variables_here
 from tests.launcher.jobs import hardware
 
 NAMES = st.from_regex(r"V_[A-Z]{1,3}", fullmatch=True)
@@ -83,3 +83,13 @@ def test_secrets_stand_in_no_line(tmp_path: Path):
     site = SiteConfig(env={"A": 1}, secrets={"TOKEN": "hunter2hunter2"}, scratch="/disk")
     assert "hunter2" not in "".join([*export_lines(site), *scratch_lines(site), repr(site)])
     assert variables_here(site, {})["TOKEN"] == "hunter2hunter2"
+
+
+def test_what_looks_like_a_secret_gets_a_hint_and_a_container_that_is_not_used_a_word(capsys):
+    names = ["WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DB_PASSWORD"]
+    site = SiteConfig(env=dict.fromkeys([*names, "PATH_TO_KEYS"], "x"), container=ContainerConfig(image="a/b"))
+    say_hints(site, here=False)
+    hinted = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in hinted] == [f"site.env.{name}" for name in names]
+    say_hints(SiteConfig(container=site.container), here=True)
+    assert "what runs on this machine runs without it" in capsys.readouterr().err
