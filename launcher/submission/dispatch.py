@@ -64,11 +64,7 @@ def dispatch(
     packing = Packing.of(launch)
     jobs = [_job(member, sweep, snapshot, cwd, here, packing) for member in members]
     unique = list({job.plan.run_id: job for job in reversed(jobs)}.values())[::-1]
-    if len(unique) < len(jobs):
-        say_merged(len(jobs) - len(unique), len(jobs))
-    if packing and (alone := sum(not packing.takes(job.resources.hardware) for job in unique)):
-        print(f"launch.pack: {alone} runs have several ranks and jobs of their own", file=sys.stderr)
-    say_hints(unique[0].resources.site, here=here)
+    _say_first(jobs, unique, packing, here)
     env = snapshot.without_live_code(env)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)
@@ -98,6 +94,15 @@ def snapshot_of(sweep: SweepDir, names: Sequence[str], cwd: Path) -> Snapshot:
         UserError: as ``take_snapshot``.
     """
     return take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(names)], leave_out=sweep.path.parent)
+
+
+def _say_first(jobs: Sequence[Job], unique: Sequence[Job], packing: Packing | None, here: bool) -> None:
+    """What may be other than was thought."""
+    if len(unique) < len(jobs):
+        say_merged(len(jobs) - len(unique), len(jobs))
+    if packing and (alone := sum(not packing.takes(job.resources.hardware) for job in unique)):
+        print(f"launch.pack: {alone} runs have several ranks and jobs of their own", file=sys.stderr)
+    say_hints(unique[0].resources.site, here=here)
 
 
 def _values(jobs: Sequence[Job], metrics: Mapping[str, Any], goal: Goal | None) -> list[Any]:
