@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from launcher.runtime.errors import ExitCode, UserError, guarded, leave, say_error
+from launcher.runtime.redaction import learn
 from launcher.runtime.rundir import metric_of
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
@@ -165,6 +166,7 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
         print(f"made by other code: moved to {sweep.replaced}, made anew from the start", file=sys.stderr)
     say_hints(site, here=True)
     with given(os.environ, variables_here(site, os.environ)):
+        learn(os.environ)
         outcome = run_job(plan, os.environ, stop)
     say_outcome(plan.rundir, outcome)
     return outcome

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from launcher.runtime.redaction import forget_secrets
 from launcher.runtime.sections import parse
 from launcher.schema import SiteConfig
 from launcher.site import compose_site, site_names
-from tests.conftest import compose_values, type_here
+from tests.conftest import REPOSITORY, compose_values, type_here
 from tests.integration.user import TASK
 from tests.launcher.fake_slurm import FakeSlurm
 
@@ -187,6 +188,24 @@ def test_a_secret_that_is_null_is_not_handed_on_and_one_of_ones_own_environment_
     assert "export LAUNCHER_SECRETS=A\n" in script.read_text() and not [
         path for path in files if SECRET.encode() in path.read_bytes()
     ]
+
+
+def test_the_files_of_the_readme_are_sites(desk, composed, monkeypatch):
+    readme = (REPOSITORY / "launcher" / "README.md").read_text()
+    by_hand, container = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    desk.site(by_hand)
+    site = composed("site=lab")
+    assert (site.gpu_type, site.known_secrets) == ("a100", {"WANDB_API_KEY": SECRET}) and site.scratch.endswith(
+        "JOB_ID"
+    )
+    desk.site("defaults: [lab]\n" + container, "boxed")
+    boxed = composed("site=boxed")
+    assert boxed.container.mounts == ["/datasets:/datasets:ro"] and (boxed.python, boxed.partition) == (
+        "python3",
+        "gpu",
+    )
 
 
 def test_nothing_is_said_of_other_sites_that_are_broken(desk):

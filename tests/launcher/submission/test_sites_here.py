@@ -23,7 +23,8 @@ from toytask import Config
 def train(session):
     token = os.environ["LAB_TOKEN"]
     digest = hashlib.sha256(token.encode()).hexdigest()
-    (session.rundir.path / "proof").write_text(" ".join([digest, os.environ["GREETING"], os.environ["LAUNCHER_SCRATCH"]]))
+    proof = f'{digest} {os.environ["GREETING"]} {os.environ["LAUNCHER_SCRATCH"]}'
+    (session.rundir.path / "proof").write_text(proof)
     print("the token is", token, flush=True)
     raise ValueError(f"the token {token} was refused")
 """
@@ -46,6 +47,7 @@ def test_a_run_of_this_machine_has_what_its_site_says_and_shows_no_secret(tmp_pa
     code, said = repo.type("-m", *words, *LAUNCHERS[how])
     assert code in (1, 3, 70) and "the token <redacted> was refused" in said, said
     (run,) = (path.parent for path in repo.sweep.glob("*/plan.json"))
+    assert SECRET not in said
     digest = hashlib.sha256(SECRET.encode()).hexdigest()
     assert (run / "proof").read_text() == f"{digest} hello {tmp_path}/disk"
     assert "<redacted>" in json.loads((run / "status.json").read_text())["reason"]
