@@ -43,6 +43,8 @@ class Checkup:
     deadline: float
     """Of ``time.monotonic()``."""
     env: Mapping[str, str] = field(default_factory=dict)
+    main_host: str = ""
+    """Rank 0's, once another rank has heard of it."""
     found: dict[str, Any] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
@@ -66,12 +68,12 @@ class Checkup:
         ranks = range(self.size)
         self._write(f"here{self.rank}")
         if self.rank:
-            self._wait(["ping"])
+            self.main_host = str(self._wait(["ping"])[0].get("host", ""))
             self._write(f"pong{self.rank}")
             return {}
         self._wait(f"here{rank}" for rank in ranks)
         begun = time.monotonic()
-        self._write("ping")
+        self._write("ping", host=socket.gethostname())
         seen = {}
         for rank in ranks[1:]:
             self._wait([f"pong{rank}"])
@@ -90,12 +92,8 @@ class Checkup:
     def _place(self) -> dict[str, Any]:
         """The network interface by which rank 0 is reached, all of them, and folders on this node's own disk."""
         machine = Machine()
-        if self.rank == 0:
-            self._write("rank0-host", host=socket.gethostname())
-            interface = None
-        else:
-            addresses = machine.addresses_of(str(self._wait(["rank0-host"])[0]["host"]))
-            interface = interface_to(addresses[0], machine) if addresses else None
+        addresses = machine.addresses_of(self.main_host) if self.main_host else []
+        interface = interface_to(addresses[0], machine) if addresses else None
         disks = [name for name in _DISKS if (path := self.env.get(name)) and os.access(path, os.W_OK)]
         disks += [path for path in _DISK_FOLDERS if os.access(path, os.W_OK)]
         return {"interface": interface, "interfaces": machine.interfaces(), "disks": disks}
