@@ -90,6 +90,7 @@ def _add_doctor(doctor: argparse.ArgumentParser) -> None:
     doctor.add_argument("--python", metavar="PATH", help="Python on the nodes (this one)")
     doctor.add_argument("--site", metavar="NAME", help="take these from a site, as launcher.run does (LAUNCHER_SITE)")
     doctor.add_argument("--patience", type=_positive, default=120, metavar="S", help="wait so long for its start (120)")
+    doctor.add_argument("--write-site", metavar="NAME", help="draft ~/.config/seemore/site/NAME.yaml of what is found")
     doctor.add_argument("--no-job", action="store_true", help="look at settings and the folder only")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
@@ -155,8 +156,11 @@ def _sync(args: argparse.Namespace) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     from launcher.doctor.examine import Wish, examine
-    from launcher.plan import compose_site
+    from launcher.doctor.site_draft import Draft
+    from launcher.site import compose_site
+    from launcher.submission.variables import export_lines
 
+    draft = Draft.of(args.write_site, os.environ) if args.write_site is not None else None
     site = compose_site(args.site)
     options = {
         name: getattr(args, name) or getattr(site, name) for name in ("partition", "account", "qos", "constraint")
@@ -164,10 +168,11 @@ def _doctor(args: argparse.Namespace) -> int:
     wish = Wish(
         root=args.root, nodes=args.nodes, gpus=args.gpus, python=args.python or site.python or sys.executable,
         patience_s=args.patience, interface=args.interface or site.interface,
-        options={name: value for name, value in options.items() if value is not None},
+        options={name: value for name, value in options.items() if value is not None}, gpu_type=site.gpu_type,
+        setup=(*export_lines(site), *site.setup),
     )  # fmt: skip
     slurm_conf = site.slurm_conf and str(Path(site.slurm_conf).expanduser())
-    return examine(wish, os.environ, slurm_conf, with_job=not args.no_job, as_json=args.json)
+    return examine(wish, os.environ, slurm_conf, with_job=not args.no_job, as_json=args.json, draft=draft)
 
 
 if __name__ == "__main__":

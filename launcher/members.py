@@ -19,11 +19,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString, ValueType
 from omegaconf import DictConfig, OmegaConf
 
-from launcher.compose import COMPOSITION_ERRORS, plain, require_printable, told
+from launcher.compose import (
+    COMPOSITION_ERRORS,
+    plain,
+    require_no_secret,
+    require_no_typed_secret,
+    require_printable,
+    told,
+)
 from launcher.naming import default_name
 from launcher.plan import read_sections
 from launcher.runtime.errors import UserError
 from launcher.runtime.sections import flat
+from launcher.site import read_site
 
 _OTHER_KEY = re.compile(r"\$\{(?!oc\.env:)")
 """An interpolation that may read another key: ``${optim.lr}``, ``${oc.select:optim.lr}``, or all overrides as
@@ -134,11 +142,16 @@ class Composer:
 
 def member_of(config: DictConfig, overrides: Sequence[str]) -> Member:
     """The member that a whole config of Hydra's is."""
+    require_no_typed_secret(overrides)
     queue = OmegaConf.to_container(config.hydra.launcher, resolve=True)
     assert isinstance(queue, dict)
     choices = dict(config.hydra.runtime.choices)
     named = {str(key): value for key, value in queue.items()}
-    return Member(tuple(overrides), plain(config), choices, named, _hydras(config))
+    values = plain(config)
+    read_site(values.get("site"), choices.get("site"), config.hydra.runtime.config_sources)
+    for key, value in flat(named).items():
+        require_no_secret(f"hydra.launcher.{key}", value)
+    return Member(tuple(overrides), values, choices, named, _hydras(config))
 
 
 def _hydras(config: DictConfig) -> tuple[str, ...]:
@@ -219,9 +232,10 @@ def set_value(values: dict[str, Any], key: str, value: Any) -> None:
     """Set the dotted ``key`` in nested ``values``, all of whose sections exist.
 
     Raises:
-        UserError: the value cannot be printed.
+        UserError: the value cannot be printed, or holds a secret.
     """
     require_printable(key, value)
+    require_no_secret(key, value)
     *sections, name = key.split(".")
     for section in sections:
         values = values[section]

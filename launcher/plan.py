@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from launcher.compose import compose_values
 from launcher.environment import environment
 from launcher.runtime.device import has_bf16, resolve_device
 from launcher.runtime.errors import UserError
@@ -50,20 +49,10 @@ def read_sections(values: Mapping[str, Any]) -> Sections:
     hardware = parse(HardwareConfig, _section(values, "hardware"), "hardware")
     site = parse(SiteConfig, _section(values, "site"), "site")
     settings = parse(Settings, _settings(values))
-    if site.python is None:  # another Python's packages are not this one's
+    if site.python is None and site.container.image is None:  # another Python's packages are not this one's
         require_installed(settings.tracker)
     config = read_config(task.schema, _task_values(values, task))
     return Sections(task, launch, hardware, site, settings, config)
-
-
-def compose_site(name: str | None) -> SiteConfig:
-    """The site ``name``, or the one that a command would take without ``site=…``.
-
-    Raises:
-        UserError: there is no such site, or a key of it does not fit.
-    """
-    values = compose_values([] if name is None else [f"site={name}"])
-    return parse(SiteConfig, _section(values, "site"), "site")
 
 
 def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path, overrides: Sequence[str] = ()) -> Plan:

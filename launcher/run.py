@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from launcher.config_tree import CONFIG_FOLDER, CONFIG_NAME
 from launcher.runtime.errors import ExitCode, UserError, guarded, leave, say_error
+from launcher.runtime.redaction import learn
 from launcher.runtime.rundir import metric_of
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
@@ -78,6 +79,10 @@ def _compose(on_config: Any) -> None:
     """Let Hydra read the command line and call ``on_config`` with each config; its errors become one line."""
     from hydra_plugins.seemore._queues import register
 
+    if any("site.secrets" in word for word in sys.argv):  # Hydra's words would show it
+        from launcher.compose import require_no_typed_secret
+
+        require_no_typed_secret(sys.argv[1:])
     register()
     with _hydra_raises(), _sweep_named():
         try:
@@ -131,14 +136,15 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     """
     from launcher.final_numbers import say_outcome
     from launcher.naming import default_name
-    from launcher.plan import make_plan
-    from launcher.runtime.importable import resolve_task
+    from launcher.plan import make_plan, read_sections
     from launcher.runtime.job import Outcome, run_job
     from launcher.submission.in_process import decide_here, require_unpacked
-    from launcher.submission.runnable import require_program
+    from launcher.submission.runnable import require_here
+    from launcher.submission.variables import given, say_hints, variables_here
 
     require_unpacked(member)
     stop.patient = True
+    site = read_sections(member.values).site
     name = default_name(member.choices)
     plan = make_plan(member.values, default_name=name, cwd=Path.cwd(), overrides=member.words)
     decision = decide_here(plan, rule)
@@ -160,11 +166,11 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
         with sweep.locked():
             sweep.move_aside([plan.run_id])
         print(f"made by other code: moved to {sweep.replaced}, made anew from the start", file=sys.stderr)
-    if plan.argv is None:
-        resolve_task(plan.target)
-    else:
-        require_program(plan.argv, None, os.environ)
-    outcome = run_job(plan, os.environ, stop)
+    say_hints(site, here=True)
+    with given(os.environ, variables_here(site, os.environ)):
+        learn(os.environ)
+        require_here(plan, os.environ)
+        outcome = run_job(plan, os.environ, stop)
     say_outcome(plan.rundir, outcome)
     return outcome
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from launcher.runtime.redaction import NAMES
 from launcher.runtime.sections import NotNegative, Positive, Section
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""Name of an environment variable that a shell can export."""
+_GPU_TYPE = re.compile(r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9_.-]*")
+_SCRATCH = re.compile(r"(?:[^$`\"\\!]|\$[A-Za-z_][A-Za-z0-9_]*|\$\{[A-Za-z_][A-Za-z0-9_]*\})*")
+"""Text that a shell between double quotes only puts variables into."""
+_OF_SLURM = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +59,35 @@ class HardwareConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContainerConfig(Section):
+    """What jobs of Slurm run in; setup lines and srun itself stay outside."""
+
+    runtime: Literal["apptainer", "singularity", "pyxis"] = "apptainer"
+    """The first two are called by name inside of srun; pyxis is srun's own plugin."""
+    image: str | None = None
+    """A file or folder (``~/images/torch.sif``), or what the runtime finds in a registry (``docker://org/image:tag``).
+    null: no container."""
+    mounts: list[str] = dataclasses.field(default_factory=list)
+    """``source:target`` or ``source:target:ro``, absolute; ``~`` is a home directory. The runs, the code and the folder
+    in which the command was typed are mounted anyway."""
+    args: list[str] = dataclasses.field(default_factory=list)
+    """More options of ``apptainer exec``, or of srun where pyxis is the runtime; a word each."""
+
+    def __post_init__(self) -> None:
+        for mount in self.mounts:
+            source, _, rest = mount.partition(":")
+            target, _, how = rest.partition(":")
+            fine = source.startswith(("/", "~")) and target.startswith("/") and how in ("", "ro", "rw")
+            if not fine or mount.endswith(":") or "," in mount or not mount.isprintable():
+                raise ValueError(f"mounts: {mount!r} should be source:target or source:target:ro, both absolute")
+        for word in self.args:
+            if not word.isprintable():
+                raise ValueError(f"args: {word!r} holds characters that cannot be printed")
+            if word.partition("=")[0] in ("-e", "--cleanenv", "-C", "--containall"):
+                raise ValueError(f"args: {word} hides the environment, by which a rank is told who it is; leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SiteConfig(Section):
     """What one cluster is like. Stronger than ``hardware``, weaker than ``hydra.launcher.*``."""
 
@@ -59,16 +97,59 @@ class SiteConfig(Section):
     """Quality of service."""
     constraint: str | None = None
     """Features that nodes must have."""
+    gpu_type: str | None = None
+    """What Slurm calls the GPUs (``sinfo --Format=gres``): ``a100`` makes ``gpus_per_node=4`` of a job ``a100:4``."""
     slurm_conf: str | None = None
     """``SLURM_CONF`` of the cluster, where the environment does not say; ``~`` is a home directory."""
     setup: list[str] = dataclasses.field(default_factory=list)
     """Lines of shell that a batch script runs first: ``module load …``."""
+    env: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Environment variables of jobs and of their setup lines; texts and numbers. They stand in batch scripts."""
+    secrets: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    """Environment variables of jobs that stand in no file of ours; ``${oc.env:WANDB_API_KEY}`` takes one of yours."""
+    scratch: str | None = None
+    """Folder on each node's own disk, with environment variables of the node: ``/scratch/$USER``. It is made where it
+    is not there, and told to jobs as ``LAUNCHER_SCRATCH``."""
     python: str | None = None
-    """Python interpreter of jobs; null: that of the command."""
+    """Python interpreter of jobs; null: that of the command, and in a container its ``python``."""
+    container: ContainerConfig = dataclasses.field(default_factory=ContainerConfig)
     interface: str | None = None
     """Network interface of NCCL and gloo, e.g. ``ib0``; null: found out."""
     bf16: bool = True
     """Whether the GPUs multiply bf16 in hardware (since NVIDIA's Ampere): the machine that submits may have none."""
+
+    def __post_init__(self) -> None:
+        _check_names("env", self.env)
+        _check_names("secrets", self.secrets)
+        for name, value in self.env.items():
+            if isinstance(value, bool) or not isinstance(value, str | int | float):
+                raise ValueError(f"env.{name}={value!r}: should be a text or a number")
+            if not str(value).isprintable():
+                raise ValueError(f"env.{name}={value!r}: holds characters that cannot be printed")
+        for name, value in self.secrets.items():  # of which nothing is shown
+            if value is not None and (not isinstance(value, str) or "\0" in value):
+                raise ValueError(f"secrets.{name}: should be a text; put quotes around it")
+        if both := sorted(self.env.keys() & self.secrets.keys()):
+            raise ValueError(f"{both[0]} stands in env and in secrets: in one of them, please")
+        if self.gpu_type is not None and not _GPU_TYPE.fullmatch(self.gpu_type):
+            raise ValueError(f"gpu_type={self.gpu_type!r}: should be one word of sinfo --Format=gres, without a number")
+        if self.scratch is not None:
+            fine = self.scratch.startswith(("/", "$")) and self.scratch.isprintable()
+            if not fine or not _SCRATCH.fullmatch(self.scratch):
+                raise ValueError(f"scratch={self.scratch!r}: should be an absolute folder; $NAME may stand in it")
+
+    @property
+    def known_secrets(self) -> dict[str, str]:
+        """``secrets`` without those that are null: not set here, and not needed."""
+        return {name: value for name, value in self.secrets.items() if value is not None}
+
+
+def _check_names(field: str, variables: dict[str, Any]) -> None:
+    for name in variables:
+        if not _VARIABLE.fullmatch(name):
+            raise ValueError(f"{field}: {name!r} is no name of an environment variable (allowed: letters, digits, _)")
+        if name.startswith(_OF_SLURM) or name in (NAMES, "PYTHONPATH"):
+            raise ValueError(f"{field}.{name}: is Slurm's or the launcher's own to set; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,6 +149,17 @@ class Slurm:
             del self._env[name]
         self._env["SLURM_BITSTR_LEN"] = "0"  # or the elements of an array are cut to 64 letters (sacct(1))
 
+    def handing_on(self, variables: Mapping[str, str]) -> Slurm:
+        """The same cluster with more in the environment of its commands: what sbatch hands on to jobs."""
+        other = copy.copy(self)
+        other._env = {**self._env, **variables}
+        return other
+
+    @property
+    def export(self) -> str:
+        """SBATCH_EXPORT, which says what of its environment sbatch hands on; empty: all."""
+        return self._env.get("SBATCH_EXPORT", "")
+
     def once(self) -> Slurm:
         """The same cluster, asked once where it does not answer."""
         other = copy.copy(self)
@@ -227,6 +238,21 @@ class Slurm:
         words = ("sacctmgr", "--noheader", "--parsable2", "show", "association", f"user={getpass.getuser()}")
         lines = [line.split("|") for line in self._call(*words, "format=Account,Partition,MaxSubmitJobs").splitlines()]
         return [(line[0], line[1], int(line[2])) for line in lines if len(line) == 3 and line[2].isdigit()]
+
+    def node_kinds(self) -> list[tuple[str, str, str]]:
+        """Partition, generic resources (``gpu:a100:4(S:0-1)``) and features of each kind of node (sinfo(1))."""
+        lines = (line.split("|") for line in self._call("sinfo", "--noheader", "--format=%R|%G|%f").splitlines())
+        return [(line[0], line[1], line[2]) for line in lines if len(line) == 3]
+
+    def associations(self) -> list[tuple[str, list[str], str]]:
+        """Account, qualities of service and the default one of each association of this user.
+
+        Raises:
+            SlurmError: accounting is off, or slurmdbd does not answer.
+        """
+        words = ("sacctmgr", "--noheader", "--parsable2", "show", "association", f"user={getpass.getuser()}")
+        lines = (line.split("|") for line in self._call(*words, "format=Account,QOS,DefaultQOS").splitlines())
+        return [(line[0], [q for q in line[1].split(",") if q], line[2]) for line in lines if len(line) == 3]
 
     def queue(self) -> dict[str, QueuedJob]:
         """Every job of this user that Slurm remembers, finished ones for some minutes too; elements of arrays apart."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launcher.doctor.findings import FAIL, OK, WARN, Finding, fail, ok, warn
 from launcher.doctor.folder_checks import check_folder
+from launcher.doctor.site_draft import Draft, Seen
 from launcher.doctor.slurm_checks import check_limits, check_partition, check_settings
 from launcher.doctor.trial import Wish, try_job
 from launcher.manage.terminal import printable
@@ -23,17 +24,27 @@ __all__ = ["Wish", "examine"]
 _STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 
-def examine(wish: Wish, env: Mapping[str, str], slurm_conf: str | None = None, *, with_job: bool, as_json: bool) -> int:
+def examine(
+    wish: Wish,
+    env: Mapping[str, str],
+    slurm_conf: str | None = None,
+    *,
+    with_job: bool,
+    as_json: bool,
+    draft: Draft | None = None,
+) -> int:
     """Print a line for each thing that was looked at; returns the exit code.
 
     Args:
         slurm_conf: which cluster, where ``env`` has no SLURM_CONF.
+        draft: the site's file that is to be written of what is found.
 
     Returns:
         DONE, or USER_ERROR where something will not work.
     """
     found: list[Finding] = []
-    for finding in _findings(wish, env, slurm_conf, with_job):
+    seen = Seen(wish, draft is not None, env.get("SLURM_CONF") or slurm_conf)
+    for finding in _findings(wish, env, seen, with_job):
         found.append(finding)
         if not as_json:
             _say(finding)
@@ -41,6 +52,8 @@ def examine(wish: Wish, env: Mapping[str, str], slurm_conf: str | None = None, *
         print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
     count = {verdict: sum(finding.verdict == verdict for finding in found) for verdict in (OK, WARN, FAIL)}
     print(", ".join(f"{number} {verdict}" for verdict, number in count.items() if number), file=sys.stderr)
+    if draft is not None:
+        draft.write(seen)
     return ExitCode.USER_ERROR if count[FAIL] else ExitCode.DONE
 
 
@@ -57,10 +70,10 @@ def _say(finding: Finding) -> None:
         print(line, flush=True)
 
 
-def _findings(wish: Wish, env: Mapping[str, str], slurm_conf: str | None, with_job: bool) -> Iterator[Finding]:
-    slurm = Slurm(env, slurm_conf, patient=False)
+def _findings(wish: Wish, env: Mapping[str, str], seen: Seen, with_job: bool) -> Iterator[Finding]:
+    slurm = Slurm(env, seen.slurm_conf, patient=False)
     usable = True
-    for finding in _of_slurm(slurm, wish, env):
+    for finding in _of_slurm(slurm, wish, env, seen):
         usable = usable and finding.verdict != FAIL
         yield finding
     with _own_folder(wish.root) as folder:
@@ -70,10 +83,10 @@ def _findings(wish: Wish, env: Mapping[str, str], slurm_conf: str | None, with_j
         yield from check_folder(folder)
         if with_job and usable:
             print(f"a test job of {wish.nodes} nodes; it may wait {wish.patience_s} s …", file=sys.stderr)
-            yield from try_job(slurm, wish, folder)
+            yield from try_job(slurm, wish, folder, seen.ranks)
 
 
-def _of_slurm(slurm: Slurm, wish: Wish, env: Mapping[str, str]) -> Iterator[Finding]:
+def _of_slurm(slurm: Slurm, wish: Wish, env: Mapping[str, str], seen: Seen) -> Iterator[Finding]:
     if missing := missing_commands(env):
         there = "log in to a cluster, or try one here: python -m slurm up"
         yield fail("commands", f"not on PATH: {', '.join(missing)}", there)
@@ -82,7 +95,9 @@ def _of_slurm(slurm: Slurm, wish: Wish, env: Mapping[str, str]) -> Iterator[Find
         yield ok("commands", f"Slurm {slurm.version()}")
         config = slurm.config()
         yield ok("slurmctld", f"answers: cluster {config.get('ClusterName', '?')}")
-        partitions = slurm.partitions()
+        partitions = seen.partitions = slurm.partitions()
+        seen.cluster = config.get("ClusterName", "")
+        seen.kinds = slurm.node_kinds() if seen.wanted else []
     except UserError as error:
         yield fail("slurmctld", str(error), "ask who runs the cluster")
         return
@@ -92,6 +107,7 @@ def _of_slurm(slurm: Slurm, wish: Wish, env: Mapping[str, str]) -> Iterator[Find
     if not config.get("AccountingStorageType", "none").endswith("none"):
         try:
             yield check_limits(slurm.submit_limits())
+            seen.associations = slurm.associations() if seen.wanted else []
         except UserError as error:
             yield warn("limits", str(error), "could not be read")
 

@@ -47,6 +47,11 @@ def check_partition(partitions: Mapping[str, Settings], asked: str | None, nodes
     return ok("partition", text)
 
 
+def default_partition(partitions: Mapping[str, Settings]) -> str | None:
+    """The one that jobs go to which name none; None where there is no such."""
+    return next(iter(_chosen(partitions, None)), None)
+
+
 def _chosen(partitions: Mapping[str, Settings], asked: str | None) -> dict[str, Settings]:
     if asked is not None:
         return {name: s for name, s in partitions.items() if name == asked}

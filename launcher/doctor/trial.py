@@ -46,6 +46,9 @@ class Wish:
     interface: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     """Of sbatch: partition, account, qos, constraint."""
+    gpu_type: str | None = None
+    setup: Sequence[str] = ()
+    """Lines of shell that come first."""
 
     @property
     def tasks(self) -> int:
@@ -60,7 +63,9 @@ def script_text(wish: Wish, folder: Path) -> str:
         "output": _log(folder), "error": _log(folder), "open-mode": "append", **wish.options,
     }  # fmt: skip
     lines = ["#!/bin/bash", *(f"#SBATCH --{name}={shlex.quote(str(value))}" for name, value in options.items())]
-    lines += ["#SBATCH --no-requeue", *([f"#SBATCH --gpus-per-node={wish.gpus}"] if wish.gpus else [])]
+    kind = f"{wish.gpu_type}:" if wish.gpu_type else ""
+    lines += ["#SBATCH --no-requeue", *([f"#SBATCH --gpus-per-node={kind}{wish.gpus}"] if wish.gpus else [])]
+    lines += wish.setup
     here = Path(launcher.__file__).resolve().parent.parent
     lines.append(f'export PYTHONPATH={shlex.quote(str(here))}"${{PYTHONPATH:+:$PYTHONPATH}}" OMP_NUM_THREADS=1')
     if wish.interface:
@@ -77,8 +82,12 @@ def _log(folder: Path) -> Path:
     return folder / "log"
 
 
-def try_job(slurm: Slurm, wish: Wish, folder: Path) -> Iterator[Finding]:
-    """Submit the job, answer it, and tell what its ranks found; whatever happens, it is over at the end."""
+def try_job(slurm: Slurm, wish: Wish, folder: Path, results: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Submit the job, answer it, and tell what its ranks found; whatever happens, it is over at the end.
+
+    Args:
+        results: is given what each rank left.
+    """
     script = folder / "job.sh"
     script.write_text(script_text(wish, folder))
     try:
@@ -91,6 +100,7 @@ def try_job(slurm: Slurm, wish: Wish, folder: Path) -> Iterator[Finding]:
         trial.wait()
     finally:
         trial.end()
+    results += trial.results()
     yield from trial.findings()
 
 
@@ -154,6 +164,10 @@ class _Trial:
         except SlurmError:  # forgotten: it is gone
             return ""
 
+    def results(self) -> list[dict[str, Any]]:
+        """What the ranks left, in their order."""
+        return [self._results[rank] for rank in sorted(self._results)]
+
     def findings(self) -> Iterator[Finding]:
         """What the ranks found, and what became of the job."""
         if self._waited_s is None:
@@ -161,7 +175,7 @@ class _Trial:
             text = f"job {self._job_id} did not start within {self._wish.patience_s} s ({reason}); it was cancelled"
             yield warn("test job", text, "try when the cluster has room, with a longer --patience, or --nodes 1")
             return
-        results = [self._results[rank] for rank in sorted(self._results)]
+        results = self.results()
         if len(results) < self._wish.tasks:
             yield self._incomplete()
         else:

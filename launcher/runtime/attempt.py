@@ -16,7 +16,7 @@ from launcher.runtime.files import write_json
 from launcher.runtime.hang_report import dump_flight_record, dump_stacks, end_now
 from launcher.runtime.lease import CHECK_S, Lease, Superseded
 from launcher.runtime.plan import Plan
-from launcher.runtime.redaction import redacted
+from launcher.runtime.redaction import redacted, scrubbed
 from launcher.runtime.rendezvous import Meeting
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.task_config import resolve_name
@@ -208,9 +208,9 @@ class _Attempt:
         self._error, self.outcome = meant, None
         if isinstance(meant, UserError | KeyboardInterrupt):
             self._code = getattr(meant, "code", ExitCode.STOPPED_NOT_SAVED)
-            self._reason = str(meant) or "interrupted"
+            self._reason = scrubbed(str(meant)) or "interrupted"
         else:
-            self._code, self._reason = ExitCode.BUG, f"{type(meant).__name__}: {meant}"
+            self._code, self._reason = ExitCode.BUG, scrubbed(f"{type(meant).__name__}: {meant}")
             log.error("the task raised", exc_info=meant)
         if isinstance(
             meant, PeerLost | Superseded

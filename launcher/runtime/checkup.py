@@ -19,11 +19,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from launcher.runtime.address import Machine, interface_to
+from launcher.runtime.device import has_bf16
 from launcher.runtime.files import write_json
 
 WORDS = 1 << 20
 """Numbers in the all-reduce that is timed: 4 MiB of fp32."""
 _LOOK_EVERY_S = 0.02
+_DISKS = ("SLURM_TMPDIR", "LOCAL_SCRATCH", "TMPDIR")
+"""Variables in which clusters name a job's folder on its node's own disk."""
+_DISK_FOLDERS = ("/scratch", "/local_scratch", "/localscratch", "/local")
 
 
 @dataclass
@@ -37,13 +42,17 @@ class Checkup:
     gpu: bool
     deadline: float
     """Of ``time.monotonic()``."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    main_host: str = ""
+    """Rank 0's, once another rank has heard of it."""
     found: dict[str, Any] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
         """All steps, each tried whatever became of the others; returns what was found."""
         steps: dict[str, Callable[[], dict[str, Any]]] = {
-            "files": self._files, "clock": self._clock, "torch": self._torch, "all_reduce": self._all_reduce
+            "files": self._files, "clock": self._clock, "place": self._place, "torch": self._torch,
+            "all_reduce": self._all_reduce,
         }  # fmt: skip
         for name, step in steps.items():
             try:
@@ -59,12 +68,12 @@ class Checkup:
         ranks = range(self.size)
         self._write(f"here{self.rank}")
         if self.rank:
-            self._wait(["ping"])
+            self.main_host = str(self._wait(["ping"])[0].get("host", ""))
             self._write(f"pong{self.rank}")
             return {}
         self._wait(f"here{rank}" for rank in ranks)
         begun = time.monotonic()
-        self._write("ping")
+        self._write("ping", host=socket.gethostname())
         seen = {}
         for rank in ranks[1:]:
             self._wait([f"pong{rank}"])
@@ -80,11 +89,22 @@ class Checkup:
         ahead = (asked + answered) / 2 - there
         return {"clock_ahead_s": round(ahead, 3), "clock_unsure_s": round((answered - asked) / 2, 3)}
 
+    def _place(self) -> dict[str, Any]:
+        """The network interface by which rank 0 is reached, all of them, and folders on this node's own disk."""
+        machine = Machine()
+        addresses = machine.addresses_of(self.main_host) if self.main_host else []
+        interface = interface_to(addresses[0], machine) if addresses else None
+        disks = [name for name in _DISKS if (path := self.env.get(name)) and os.access(path, os.W_OK)]
+        disks += [path for path in _DISK_FOLDERS if os.access(path, os.W_OK)]
+        return {"interface": interface, "interfaces": machine.interfaces(), "disks": disks}
+
     def _torch(self) -> dict[str, Any]:
         begun = time.monotonic()
         import torch
 
-        return {"torch": str(torch.__version__), "torch_import_s": round(time.monotonic() - begun, 3)}
+        seconds = round(time.monotonic() - begun, 3)
+        bf16 = {"bf16": has_bf16("cuda")} if self.gpu else {}
+        return {"torch": str(torch.__version__), "torch_import_s": seconds, **bf16}
 
     def _all_reduce(self) -> dict[str, Any]:
         """Seconds until all ranks have met, and of one all-reduce of ``WORDS`` numbers."""
@@ -165,7 +185,7 @@ def main(env: Mapping[str, str], arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     rank = int(env.get("SLURM_PROCID", "0"))
     size, local = int(env.get("SLURM_NTASKS", "1")), int(env.get("SLURM_LOCALID", "0"))
-    checkup = Checkup(args.folder, rank, size, local, args.gpu, time.monotonic() + args.seconds)
+    checkup = Checkup(args.folder, rank, size, local, args.gpu, time.monotonic() + args.seconds, env)
     checkup.found |= {"host": env.get("SLURMD_NODENAME") or socket.gethostname(), "python": platform.python_version()}
     found = checkup.run()
     write_json(args.folder / result(rank), found)

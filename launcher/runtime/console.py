@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from launcher.runtime.redaction import scrubbed
+
 _LINE_EVERY_S = 10.0
 _SHORTEST_BAR = 4
 _BETWEEN = "  "
@@ -92,7 +94,7 @@ def logging_to(path: Path, *, visible: bool) -> Iterator[Console]:
     path.parent.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     to_file = _QuietFile(path, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_file.setFormatter(_Scrubbing("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: list[logging.Handler] = [to_file]
     if visible:
         handlers.append(_terminal_handler(console))
@@ -113,6 +115,14 @@ def logging_to(path: Path, *, visible: bool) -> Iterator[Console]:
             handler.close()
 
 
+class _Scrubbing(logging.Formatter):
+    """Writes no secret, in a traceback neither."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, scrubbed."""
+        return scrubbed(super().format(record))
+
+
 class _QuietFile(logging.FileHandler):
     """A log that cannot be written (a full disk) is told once, by what fails next; not by a traceback a line."""
 
@@ -124,9 +134,10 @@ def _terminal_handler(console: Console) -> logging.Handler:
     handler: logging.Handler
     if console.is_interactive:
         handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+        handler.setFormatter(_Scrubbing("%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(_Scrubbing("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     # A traceback goes to the file; the command that it ends prints it on the terminal.
     handler.addFilter(lambda record: record.exc_info is None)
     return handler

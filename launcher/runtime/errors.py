@@ -11,6 +11,8 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import NoReturn
 
+from launcher.runtime.redaction import scrubbed
+
 
 class ExitCode(IntEnum):
     """Exit status of every command of this project."""
@@ -65,7 +67,7 @@ class RunsNotDone(UserError):
 
 def say_error(error: UserError) -> None:
     """Print ``error`` on stderr as one line."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+    print("error: " + scrubbed(" ".join(str(error).split())), file=sys.stderr, flush=True)
 
 
 TRACKER_THREAD = "tracker "
@@ -114,6 +116,6 @@ def guarded(command: Callable[[], int]) -> int:
         if isinstance(error, FileNotFoundError) and error.filename is None:  # os.getcwd()
             say_error(UserError("the folder in which this command was typed is gone; go to another one"))
             return ExitCode.USER_ERROR
-        traceback.print_exc()
+        print(scrubbed(traceback.format_exc()), end="", file=sys.stderr)
         print(_WHOSE_TASK if TASK_RAISED in getattr(error, "__notes__", ()) else _OURS, file=sys.stderr)
         return ExitCode.BUG

@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.runtime.errors import ExitCode, TrainingFailed, UserError
 from launcher.runtime.files import write_json
+from launcher.runtime.redaction import scrubbed
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.world import World
 
@@ -47,7 +48,7 @@ def record_failure(rundir: RunDir, world: World, attempt: int, error: BaseExcept
                 "attempt": attempt,
                 "time": datetime.now(UTC).isoformat(timespec="microseconds"),
                 "kind": type(error).__name__,
-                "message": str(error),
+                "message": scrubbed(str(error)),
                 "code": int(code),
                 "after_another": isinstance(error, PeerLost),
             },

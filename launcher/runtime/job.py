@@ -22,6 +22,7 @@ from launcher.runtime.lease import Lease, next_attempt, take
 from launcher.runtime.opening import opening_line, show_config, whole_config
 from launcher.runtime.plan import Plan
 from launcher.runtime.progress import starts, without_progress
+from launcher.runtime.redaction import scrubbed
 from launcher.runtime.rendezvous import Meeting, Refused, Verdict, announce, attend, forget
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.world import World, set_interface
@@ -128,7 +129,7 @@ def _decide(
         code = getattr(error, "code", ExitCode.BUG)
         if isinstance(error, KeyboardInterrupt):
             code = ExitCode.STOPPED_NOT_SAVED
-        message = f"rank 0 on {world.node}: {error or type(error).__name__}"
+        message = scrubbed(f"rank 0 on {world.node}: {error or type(error).__name__}")
         with suppress(OSError, UserError):  # what led here is told, not this
             announce(world, plan.rundir, Verdict(code=int(code), message=message), interface)
         raise

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from launcher.runtime.errors import UserError
+from launcher.runtime.redaction import REDACTED
 
 T = TypeVar("T")
 
@@ -142,9 +143,10 @@ def _plain(value: Any) -> Any:
 def _said(schema: type[Any], error: ErrorDetails, within: str) -> str:
     path, section = _locate(schema, error["loc"])
     key = ".".join([within, *path] if within else path)
-    kind, given = error["type"], error["input"]
+    kind = error["type"]
     if kind == "value_error":  # a cross-check of ours: it names its own keys
         return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    given = error["input"] if "secrets" not in path else REDACTED
     if kind == "unexpected_keyword_argument":
         siblings = {f.name for f in dataclasses.fields(section)}
         return f"unknown key '{key}'{nearest(path[-1], siblings)} (allowed here: {', '.join(sorted(siblings))})"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from launcher.runtime.errors import ExitCode, UserError, guarded, leave
 from launcher.runtime.parent import end_with_parent
 from launcher.runtime.place import in_slurm_step, job_id
+from launcher.runtime.redaction import learn
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
 from launcher.runtime.world import array_element, set_defaults
@@ -31,6 +32,7 @@ def main() -> int:
     """The door; returns its exit code (``launcher.runtime.errors.ExitCode``)."""
     stop = StopFlag()
     stop.install()  # before the seconds that importing torch takes
+    learn(os.environ)
     if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
         end_with_parent()
     code = guarded(lambda: _work(_arguments(), stop))

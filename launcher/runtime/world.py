@@ -95,6 +95,8 @@ class World:
             )
 
 
+SCRATCH = "LAUNCHER_SCRATCH"
+"""Environment variable of a job: the folder on its node's own disk that its site has (``site.scratch``)."""
 STREAMING = "glibc.cpu.x86_non_temporal_threshold=0x80000"
 """For ``GLIBC_TUNABLES`` of a process that trains: from half a megabyte on memory is copied past the processor's
 caches, as the copy of a state wants it (glibc manual, "Hardware Capability Tunables"). Other C libraries take no

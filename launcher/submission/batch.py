@@ -11,8 +11,10 @@ from launcher.requeue import BY_THE_SHELL
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.sweepdir import SweepDir
 from launcher.runtime.world import STREAMING
+from launcher.submission.container import PYTHON, PYXIS, exec_words, image_of, mounts_of, shell_text, srun_words
 from launcher.submission.resources import Resources
 from launcher.submission.snapshot import Snapshot
+from launcher.submission.variables import export_lines, scratch_lines
 
 WORKER = "launcher.runtime.worker"
 PACK_WORKER = "launcher.runtime.pack.worker"
@@ -34,7 +36,7 @@ code=$?
 # Where Slurm itself has ended the job its word stands. Warnings go to ranks alone: they have saved and are gone, and
 # the job goes back into the queue, as it does when a rank was killed or broke down (launcher/requeue.py decides).
 if [ "$code" -ne 0 ] && [ -z "$ended" ]; then
-    {requeue} --code "$code"
+    {door}
     said=$?
     job="${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}"
     job="${{job:-$SLURM_JOB_ID}}"
@@ -55,6 +57,14 @@ if [ "$code" -ne 0 ] && [ -z "$ended" ]; then
 fi
 exit "$code"
 """
+_DOOR_OF_CONTAINER = """\
+if {host} -Pc 'import launcher.requeue' 2>/dev/null; then  # out here Slurm can be asked
+        {here} --code "$code"
+    else
+        {there} --code "$code"
+    fi"""
+_ONE_TASK = "srun --nodes=1 --ntasks=1 --ntasks-per-node=1 "
+_HAND_ON = "export SLURM_EXPORT_ENV=ALL  # srun would obey what sbatch was told of --export (sbatch(1))"
 _PERCENT = "\ue000"
 """Stands for a ``%`` of a folder while submitit renders: it would take ``%j`` for the job's number, in ``%%j`` too."""
 
@@ -101,12 +111,16 @@ def script_text(batch: Batch, snapshot: Snapshot) -> str:
 
     _require_plain(batch, snapshot)
     queue = {"name": batch.name} | batch.resources.queue
+    site = batch.resources.site
     setup = [
-        *batch.resources.site.setup,
+        *export_lines(site),
+        *site.setup,
         *(queue.pop("setup", None) or []),
         _mark(batch),
         _python_path(snapshot),
         _TUNABLES,
+        _HAND_ON,
+        *scratch_lines(site),
     ]
     setup += _BEFORE_SRUN.splitlines()
     # With underscores, as submitit has them: an option that is given twice is then written once.
@@ -117,7 +131,7 @@ def script_text(batch: Batch, snapshot: Snapshot) -> str:
     if "mem" in parameters:
         parameters["mem"] = f"{parameters['mem']}GB"
     text: str = _make_sbatch_string(
-        command=_command(batch),
+        command=_rank(batch, snapshot),
         folder=str(batch.logs).replace("%", _PERCENT),
         setup=setup,
         additional_parameters=ours | other,
@@ -127,7 +141,7 @@ def script_text(batch: Batch, snapshot: Snapshot) -> str:
         **parameters,
     )
     text = "\n".join(map(_for_sbatch, text.replace(_PERCENT, "%%").split("\n")))
-    return text.rstrip("\n") + "\n" + _after_srun(batch)
+    return text.rstrip("\n") + "\n" + _after_srun(batch, snapshot)
 
 
 def _for_sbatch(line: str) -> str:
@@ -147,19 +161,40 @@ def _require_plain(batch: Batch, snapshot: Snapshot) -> None:
             raise UserError(f"{path}: Python imports from no folder with ':' in its name; choose launch.root=…")
 
 
-def _command(batch: Batch) -> str:
-    return _python(batch, *batch.worker)
+def _rank(batch: Batch, snapshot: Snapshot) -> str:
+    """What srun is to start on each rank; options of its own come first."""
+    site = batch.resources.site
+    if site.container.image is None:
+        return _python(batch, site.python or shlex.quote(sys.executable), *batch.worker)
+    return f"{_inside(batch, snapshot)} {_python(batch, site.python or PYTHON, *batch.worker)}"
 
 
-def _after_srun(batch: Batch) -> str:
+def _inside(batch: Batch, snapshot: Snapshot) -> str:
+    """What stands before a command so that it runs in the site's container; for pyxis, options of srun."""
+    site, cwd = batch.resources.site, snapshot.cwd
+    root = batch.plans.parent.parent.parent
+    image = image_of(site.container, Path.cwd())
+    mounts = mounts_of(site, [root, snapshot.path, cwd, *([snapshot.worktree] if snapshot.worktree else [])])
+    if site.container.runtime == PYXIS:
+        return shell_text(srun_words(site, image, mounts, cwd))
+    return shell_text(exec_words(site.container, image, mounts, cwd, batch.resources.asks_for_gpus))
+
+
+def _after_srun(batch: Batch, snapshot: Snapshot) -> str:
     warned = str(batch.resources.queue.get("signal_delay_s", _SIGNAL_DELAY_S))
-    command = _python(batch, REQUEUE, "--warned", warned, *batch.door)
-    return _AFTER_SRUN.format(requeue=command, by_the_shell=BY_THE_SHELL, failed=int(ExitCode.TRAINING_FAILED))
+    site, words = batch.resources.site, (REQUEUE, "--warned", warned, *batch.door)
+    host = shlex.quote(sys.executable)
+    if site.container.image is None:
+        door = f'{_python(batch, site.python or host, *words)} --code "$code"'
+    else:
+        step = _ONE_TASK if site.container.runtime == PYXIS else ""
+        there = f"{step}{_inside(batch, snapshot)} {_python(batch, site.python or PYTHON, *words)}"
+        door = _DOOR_OF_CONTAINER.format(host=host, here=_python(batch, host, *words), there=there)
+    return _AFTER_SRUN.format(door=door, by_the_shell=BY_THE_SHELL, failed=int(ExitCode.TRAINING_FAILED))
 
 
-def _python(batch: Batch, module: str, *options: str) -> str:
+def _python(batch: Batch, python: str, module: str, *options: str) -> str:
     # -P: the folder that a job starts in is no place to import from (Python 3.11, "-P").
-    python = batch.resources.site.python or shlex.quote(sys.executable)
     words = ["-uP", "-m", module, str(batch.plans), "--submission", batch.token, *options]
     return f"{python} {shlex.join(words)}"
 

@@ -22,6 +22,7 @@ from launcher.submission.reconcile import Rule
 from launcher.submission.runnable import require_runnable
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
 from launcher.submission.submit import Job
+from launcher.submission.variables import say_hints
 
 LOCAL = "submitit_local"
 """The ``hydra/launcher`` that runs jobs as processes on this machine."""
@@ -63,8 +64,7 @@ def dispatch(
     packing = Packing.of(launch)
     jobs = [_job(member, sweep, snapshot, cwd, here, packing) for member in members]
     unique = _unique(jobs)
-    if packing:
-        _say_alone(unique, packing)
+    _say_first(unique, packing, here)
     env = snapshot.without_live_code(env)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)
@@ -101,12 +101,15 @@ def _unique(jobs: Sequence[Job]) -> list[Job]:
     return unique
 
 
-def _say_alone(jobs: Sequence[Job], packing: Packing) -> None:
-    """See that ``jobs`` can share processes, and say how many of them will not.
+def _say_first(jobs: Sequence[Job], packing: Packing | None, here: bool) -> None:
+    """What may be other than was thought.
 
     Raises:
-        UserError: some run a program.
+        UserError: programs are to be packed.
     """
+    say_hints(jobs[0].resources.site, here=here)
+    if packing is None:
+        return
     if any(job.plan.argv is not None for job in jobs):
         raise UserError(
             f"launch.pack={packing.per_job}: members are forked from a process that has imported their function, and "

@@ -15,6 +15,7 @@ from launcher.runtime.place import LOCAL_RESTARTS
 from launcher.runtime.world import tunables
 from launcher.submission.snapshot import Snapshot
 from launcher.submission.submit import Job
+from launcher.submission.variables import variables_here
 
 
 def process_env(
@@ -36,6 +37,7 @@ def process_env(
         "SUBMITIT_LOCAL_NTASKS": str(hardware.tasks_per_node),
         "GLIBC_TUNABLES": tunables(env.get("GLIBC_TUNABLES")),
     }
+    told |= variables_here(job.resources.site, env)
     told.setdefault("OMP_NUM_THREADS", str(threads))
     if hardware.device == "cuda":
         told["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)

@@ -21,8 +21,10 @@ _FROM_HARDWARE = {
     "cpus_per_task": "cpus_per_task", "mem_gb": "mem_gb", "timeout_min": "time_min",
 }  # fmt: skip
 _FROM_SITE = ("partition", "account", "qos", "constraint")
-_GRES_GPUS = re.compile(r"\bgpu(?::[A-Za-z_][^:,]*)?(?::(\d+))?\b")
+_GRES_GPUS = re.compile(r"\bgpu(?::(?!\d+\b(?!\.))[^:,]+)?(?::(\d+))?\b")
 """``gpu``, ``gpu:2`` or ``gpu:a100:2`` among generic resources."""
+_UNTYPED_GRES = re.compile(r"\bgpu(?=,|$|:\d+(?:,|$))")
+_COUNTS_OF_GPUS = ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 _NOT_OF_A_JOB = ("_target_", "submitit_folder", "max_num_timeout")
 _NAMED_OTHERWISE = {
     "nodes": "use hydra.launcher.nodes", "ntasks-per-node": "use hydra.launcher.tasks_per_node",
@@ -60,9 +62,14 @@ class Resources:
         """GPUs of one job, as far as numbers say."""
         per_task = self.queue.get("gpus_per_task")
         if per_task:
-            return int(per_task) * self.hardware.nodes * self.hardware.tasks_per_node
+            return int(str(per_task).rpartition(":")[2]) * self.hardware.nodes * self.hardware.tasks_per_node
         from_gres = sum(int(n or 1) for n in _GRES_GPUS.findall(str(self.queue.get("gres", ""))))
         return (self.hardware.gpus_per_node or from_gres) * self.hardware.nodes
+
+    @property
+    def asks_for_gpus(self) -> bool:
+        """Whether any word of it is about GPUs."""
+        return _asks_for_gpus(self.queue)
 
     @property
     def minutes(self) -> int:
@@ -97,6 +104,8 @@ def resources_of(
         device = "cuda" if asks_for_gpus else "cpu"
     elif device == "cuda" and not asks_for_gpus:
         raise UserError("hardware.device=cuda: no GPU is asked for; set hardware.gpus_per_node")
+    if site.gpu_type is not None and not here:
+        joined = _with_type(joined, site.gpu_type)
     return Resources(dataclasses.replace(hardware, **settled, device=device), site, joined)
 
 
@@ -106,6 +115,20 @@ def _asks_for_gpus(queue: Mapping[str, Any]) -> bool:
     return bool(
         queue.get("gpus_per_node") or queue.get("gpus_per_task") or "gpu" in str(queue.get("gres", "")) or named
     )
+
+
+def _with_type(queue: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """``queue`` with GPUs of ``kind`` wherever it asks for some by number alone; a type that it names stays."""
+    typed = {}
+    for key, value in queue.items():
+        typed[key] = value
+        if key == "additional_parameters":
+            typed[key] = _with_type(value, kind)
+        elif key.replace("_", "-") in _COUNTS_OF_GPUS and str(value).isdecimal() and int(value):
+            typed[key] = f"{kind}:{value}"
+        elif key == "gres":
+            typed[key] = _UNTYPED_GRES.sub(f"gpu:{kind}", str(value))
+    return typed
 
 
 def _check(queue: Mapping[str, Any]) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from launcher.runtime.command.program import search_path
 from launcher.runtime.environment import python_and_packages
 from launcher.runtime.errors import UserError
+from launcher.runtime.importable import resolve_task
+from launcher.runtime.plan import Plan
 from launcher.submission.commit import Wanted
 from launcher.submission.snapshot import Snapshot
 from launcher.submission.submit import Job
@@ -64,7 +66,19 @@ def _mark(target: str, snapshot: Snapshot, env: Mapping[str, str]) -> Path:
 
 def _has_this_python(job: Job) -> bool:
     site = job.resources.site
-    return site.python is None and not site.setup and not job.resources.queue.get("setup")
+    return site.python is None and site.container is None and not site.setup and not job.resources.queue.get("setup")
+
+
+def require_here(plan: Plan, env: Mapping[str, str]) -> None:
+    """The same for a run of this process: what it runs is imported, or looked for, now.
+
+    Raises:
+        UserError: as ``require_runnable``.
+    """
+    if plan.argv is None:
+        resolve_task(plan.target)
+    else:
+        require_program(plan.argv, None, env)
 
 
 def require_program(argv: Sequence[str], snapshot: Snapshot | None, env: Mapping[str, str]) -> None:

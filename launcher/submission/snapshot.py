@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from launcher.runtime.errors import UserError
+from launcher.runtime.redaction import knows_secrets, secret_in
 
 _ID_DIGITS = 12
 _PACKAGES_FOLDER = ".packages"
@@ -106,7 +107,7 @@ def take_snapshot(into: Path, cwd: Path, packages: Iterable[str], leave_out: Pat
         leave_out: folder of runs; not code, wherever it stands.
 
     Raises:
-        UserError: an untracked file is too large, or a package cannot be found.
+        UserError: an untracked file is too large, or a package cannot be found; a secret of the site stands in a file.
     """
     worktree = _worktree(cwd)
     leave_out = leave_out.resolve()
@@ -118,12 +119,23 @@ def take_snapshot(into: Path, cwd: Path, packages: Iterable[str], leave_out: Pat
     inside = {package for package, path in paths.items() if _is_inside(path, worktree, copies)}
     for package in paths.keys() - inside:
         copies |= _package_files(package)
+    if knows_secrets():
+        _require_no_secret(copies)
     folders = {parent for name in copies for parent in Path(name).parents}
     content_id = _content_id(copies, links)
     path = into / content_id
     tops = [paths[package].parent for package in paths if package in inside]
     import_paths = tuple(path / folder for folder in _import_folders(folders, worktree, tops, len(inside) < len(paths)))
     return Snapshot(content_id, path, import_paths, _mapped(cwd, worktree, path, folders), copies, links, worktree)
+
+
+def _require_no_secret(copies: Mapping[str, Path]) -> None:
+    for name, path in copies.items():
+        if (secret := secret_in(path.read_bytes())) is not None:
+            raise UserError(
+                f"{path}: holds the value of site.secrets.{secret}, and {name} would be copied with the code of each "
+                "sweep; keep it in ~/.config/seemore/site, or write ${oc.env:NAME} there and set NAME"
+            )
 
 
 def _worktree(cwd: Path) -> Path | None:

@@ -25,6 +25,7 @@ from launcher.submission.packing import Packing
 from launcher.submission.reconcile import require_same_science
 from launcher.submission.resources import Resources
 from launcher.submission.snapshot import Snapshot
+from launcher.submission.variables import export_option
 
 _LAUNCHING = ("launch.", "hydra.", "hydra/", "+hydra.", "checkpoint.at_end=")
 
@@ -267,7 +268,9 @@ class _Batcher:
                     return found
                 _withdraw(self._sweep, token, "sbatch had no answer")
             token = self._write_down(jobs, workers)
-            return self._slurm.sbatch(self._sweep.script(token), keep_open=(self._lock,))
+            resources = self._jobs[0].resources
+            slurm = self._slurm.handing_on(resources.site.known_secrets)
+            return slurm.sbatch(self._sweep.script(token), export_option(resources, slurm.export), (self._lock,))
 
         try:
             job_id = with_patience(call)

@@ -24,7 +24,7 @@ class RecordedSlurm:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         (folder / "bin").mkdir(parents=True)
-        for name in ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun", "sacctmgr"):
+        for name in ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun", "sacctmgr", "sinfo"):
             script = folder / "bin" / name
             script.write_text(_SCRIPT)
             script.chmod(0o755)

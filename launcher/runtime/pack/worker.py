@@ -22,6 +22,7 @@ from launcher.runtime.pack.queue import Queue
 from launcher.runtime.parent import end_with_parent
 from launcher.runtime.place import LOCAL_RESTARTS, job_id, number
 from launcher.runtime.plan import Plan
+from launcher.runtime.redaction import learn
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir
 from launcher.runtime.worker import parse_plan, require_not_withdrawn
@@ -89,6 +90,7 @@ def door(module: str, work: Callable[[argparse.Namespace, StopFlag], int]) -> in
     """The life of a worker's process that ``python -m MODULE`` has started; returns its exit code."""
     stop = StopFlag()
     stop.install()  # before the seconds that importing torch takes
+    learn(os.environ)
     if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
         end_with_parent()
     code = guarded(lambda: work(arguments(module), stop))

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.runtime.redaction import REDACTED, redacted
+from launcher.runtime.redaction import (
+    NAMES,
+    REDACTED,
+    SHORTEST,
+    forget_secrets,
+    keep_secret,
+    learn,
+    looks_secret,
+    redacted,
+    scrubbed,
+    secret_in,
+)
 
 SECRET = [
     "token", "api_token", "API_TOKEN", "password", "db_password", "passwd", "secret", "client_secret", "secret_key",
@@ -56,3 +69,48 @@ def test_a_secret_that_is_not_set_or_a_section_is_looked_into():
 
 def test_tuples_become_lists_with_their_secrets_gone():
     assert redacted(({"token": "x"}, 1)) == [{"token": REDACTED}, 1]
+
+
+@pytest.fixture
+def known() -> Iterator[None]:
+    """What a test tells this process is forgotten after it."""
+    yield
+    forget_secrets()
+
+
+@given(st.text(min_size=SHORTEST, max_size=20), st.text(max_size=10), st.text(max_size=10))
+def test_a_known_secret_is_in_no_text(secret, before, after):
+    try:
+        keep_secret({"A": secret})
+        shown = scrubbed(f"{before}{secret}{after}")
+        assert all(line not in shown.replace(REDACTED, "\0") for line in (secret,) if line not in before + after)
+        assert redacted({"a": [secret]}) == {"a": [REDACTED]}
+        assert secret_in(f"{before}{secret}") == "A" == secret_in(f"{before}{secret}".encode("utf-8", "surrogatepass"))
+    finally:
+        forget_secrets()
+
+
+def test_a_key_of_several_lines_is_hidden_line_by_line(known):
+    keep_secret({"A": "-----BEGIN-----\nabcdefghij\nx\n"})
+    assert scrubbed("> abcdefghij") == f"> {REDACTED}" and scrubbed("x") == "x"
+
+
+def test_a_job_learns_its_secrets_by_their_names_and_prints_none(known, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    learn({NAMES: "TOKEN,GONE", "TOKEN": "hunter2hunter2", "OTHER": "not a secret"})
+    print("the token is", "hunter2hunter2", "and not a secret")
+    sys.stdout.writelines(["hunter2hunter2\n"])
+    print("hunter2hunter2", file=sys.stderr)
+    said = capsys.readouterr()
+    assert said.out == f"the token is {REDACTED} and not a secret\n{REDACTED}\n" and said.err == f"{REDACTED}\n"
+    assert sys.stdout.fileno and not sys.stdout.isatty()
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [("WANDB_API_KEY", True), ("HF_TOKEN", True), ("DB_PASSWORD", True), ("SSH_KEY", True), ("GITHUB_PAT", True),
+     ("TOKENIZERS_PARALLELISM", False), ("PATH", False), ("MONKEY", False), ("KEYBOARD", False)],
+)  # fmt: skip
+def test_names_that_look_secret(name, secret):
+    assert looks_secret(name) == secret

@@ -52,11 +52,31 @@ def test_time_has_a_default_in_a_queue_and_none_here():
         ({"gres": "gpu:4"}, {}, 4),
         ({"gres": "gpu:a100:4,lustre:1"}, {"nodes": 2}, 8),
         ({"gres": "lustre:2"}, {}, 0),
+        ({"gres": "gpu:1g.5gb:3"}, {}, 3),
     ],
 )
 def test_gpus_are_counted_and_settle_the_device(queue, asked, gpus):
     found = of(queue, device="auto", **asked)
     assert found.gpus == gpus and found.hardware.device == ("cuda" if gpus else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("queue", "key", "typed", "gpus"),
+    [
+        ({"gpus_per_node": 4}, "gpus_per_node", "a100:4", 4),
+        ({"gpus_per_node": 0}, "gpus_per_node", 0, 0),
+        ({"gpus_per_task": 2}, "gpus_per_task", "a100:2", 2),
+        ({"gres": "gpu"}, "gres", "gpu:a100", 1),
+        ({"gres": "gpu:4,lustre:1"}, "gres", "gpu:a100:4,lustre:1", 4),
+        ({"gres": "gpu:h100:2"}, "gres", "gpu:h100:2", 2),
+        ({"gres": "lustre:2"}, "gres", "lustre:2", 0),
+        ({"additional_parameters": {"gpus": 3, "nice": 2}}, "additional_parameters", {"gpus": "a100:3", "nice": 2}, 0),
+    ],
+)
+def test_gpus_have_the_type_of_the_site_where_no_other_is_named(queue, key, typed, gpus):
+    found = of(queue, {"gpu_type": "a100"}, device="auto")
+    assert found.queue[key] == typed and found.gpus == gpus
+    assert resources_of(hardware(), SiteConfig(gpu_type="a100"), queue, here=True).queue[key] == queue[key]
 
 
 def test_shapes_are_equal_where_everything_asked_for_is():
