@@ -132,9 +132,9 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     from launcher.naming import default_name
     from launcher.plan import make_plan
     from launcher.runtime.job import Outcome, run_job
-    from launcher.submission.in_process import decide_here, require_unpacked
+    from launcher.submission.in_process import decide_here, require_no_jobs
 
-    require_unpacked(member)
+    require_no_jobs(member)
     stop.patient = True
     name = default_name(member.choices)
     plan = make_plan(member.values, default_name=name, cwd=Path.cwd(), overrides=member.words)

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launcher.chain import NOT_NEEDED
 from launcher.requeue import BY_THE_SHELL
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.sweepdir import SweepDir
@@ -18,6 +19,7 @@ WORKER = "launcher.runtime.worker"
 PACK_WORKER = "launcher.runtime.pack.worker"
 _TUNABLES = f'export GLIBC_TUNABLES={STREAMING}"${{GLIBC_TUNABLES:+:$GLIBC_TUNABLES}}"'
 REQUEUE = "launcher.requeue"
+SUCCESSOR = "launcher.successor"
 _SUBMITITS_NAMES = {
     "name": "job_name", "timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node",
 }  # fmt: skip
@@ -33,7 +35,7 @@ _AFTER_SRUN = """\
 code=$?
 # Where Slurm itself has ended the job its word stands. Warnings go to ranks alone: they have saved and are gone, and
 # the job goes back into the queue, as it does when a rank was killed or broke down (launcher/requeue.py decides).
-if [ "$code" -ne 0 ] && [ -z "$ended" ]; then
+if {asks}[ -z "$ended" ]; then
     {requeue} --code "$code"
     said=$?
     job="${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}"
@@ -53,7 +55,18 @@ if [ "$code" -ne 0 ] && [ -z "$ended" ]; then
         wait $!
     fi
 fi
-exit "$code"
+{at_its_end}exit "$code"
+"""
+_ENDED = """\
+if [ -n "$ended" ]; then  # who goes on need not wait for the whole array
+    {requeue} --code "$code" --ended
+fi
+"""
+_IS_NEEDED = """\
+{successor}
+said=$?
+if [ "$said" -eq {not_needed} ]; then exit 0; fi  # nothing is left to do
+if [ "$said" -ne 0 ]; then exit "$said"; fi
 """
 _PERCENT = "\ue000"
 """Stands for a ``%`` of a folder while submitit renders: it would take ``%j`` for the job's number, in ``%%j`` too."""
@@ -78,6 +91,10 @@ class Batch:
     """The module that each rank runs, and its options."""
     door: tuple[str, ...] = ()
     """Options of the door that is called when srun has ended."""
+    chained: bool = False
+    """Whether other jobs go on where its own end."""
+    follows: bool = False
+    """Whether its jobs are such: each finds out first whether it is needed."""
 
     @staticmethod
     def of(sweep: SweepDir, token: str, resources: Resources, count: int, logs: Path) -> Batch:
@@ -109,6 +126,9 @@ def script_text(batch: Batch, snapshot: Snapshot) -> str:
         _TUNABLES,
     ]
     setup += _BEFORE_SRUN.splitlines()
+    if batch.follows:
+        ask = _python(batch, SUCCESSOR, *batch.door)
+        setup += _IS_NEEDED.format(successor=ask, not_needed=NOT_NEEDED).splitlines()
     # With underscores, as submitit has them: an option that is given twice is then written once.
     said = (queue.pop("additional_parameters", None) or {}).items()
     other = {str(key).replace("-", "_"): value for key, value in said if value is not None and value is not False}
@@ -153,8 +173,15 @@ def _command(batch: Batch) -> str:
 
 def _after_srun(batch: Batch) -> str:
     warned = str(batch.resources.queue.get("signal_delay_s", _SIGNAL_DELAY_S))
-    command = _python(batch, REQUEUE, "--warned", warned, *batch.door)
-    return _AFTER_SRUN.format(requeue=command, by_the_shell=BY_THE_SHELL, failed=int(ExitCode.TRAINING_FAILED))
+    chained = ("--chained",) if batch.chained else ()
+    command = _python(batch, REQUEUE, "--warned", warned, *batch.door, *chained)
+    return _AFTER_SRUN.format(
+        requeue=command,
+        by_the_shell=BY_THE_SHELL,
+        failed=int(ExitCode.TRAINING_FAILED),
+        asks="" if chained else '[ "$code" -ne 0 ] && ',  # where all went well, too: nobody needs to go on
+        at_its_end=_ENDED.format(requeue=command) if chained and batch.count > 1 else "",
+    )
 
 
 def _python(batch: Batch, module: str, *options: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from launcher.members import Member, require_one_launcher
 from launcher.naming import default_name
 from launcher.plan import make_queued_plan, read_sections
 from launcher.runtime.errors import UserError
+from launcher.runtime.sections import typed_as
 from launcher.runtime.sweepdir import SweepDir
 from launcher.schema import LaunchConfig
 from launcher.slurm_cli import Slurm, require_slurm
@@ -21,6 +21,7 @@ from launcher.submission.packing import Packing, without_extras
 from launcher.submission.reconcile import Rule
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
 from launcher.submission.submit import Job
+from launcher.submission.successors import Continuation, require_no_chain
 
 LOCAL = "submitit_local"
 """The ``hydra/launcher`` that runs jobs as processes on this machine."""
@@ -52,7 +53,9 @@ def dispatch(
     """
     here = require_one_launcher(members) == LOCAL
     launch = _launch_config(members)
-    if not here:
+    if here:
+        require_no_chain(launch, LOCAL)
+    else:
         require_slurm(env)
     sweep = _sweep_dir(launch, members[0], cwd)
     if goal is not None and (doubt := goal.doubt()):
@@ -71,12 +74,13 @@ def dispatch(
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)
     rule = rule or Rule.of(launch.retry)
+    continuation = Continuation.of(launch)
     if launch.dry_run:
         from launcher.submission.dry_run import show
 
-        show(sweep, unique, snapshot, slurm, logs, rule, packing)
+        show(sweep, unique, snapshot, slurm, logs, rule, packing, continuation)
         return [None] * len(jobs)
-    wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule, packing, goal)
+    wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule, packing, goal, continuation)
     if slurm is None:
         metrics: Mapping[str, Any] = run_here(wanted, launch.parallel, env)
         return _values(jobs, metrics, goal)
@@ -104,7 +108,7 @@ def _values(jobs: Sequence[Job], metrics: Mapping[str, Any], goal: Goal | None) 
 
 
 def _launch_config(members: Sequence[Member]) -> LaunchConfig:
-    for name in (field.name for field in dataclasses.fields(LaunchConfig)):
+    for name in typed_as(LaunchConfig).values():
         found = {str(member.values["launch"].get(name)) for member in members}
         if len(found) > 1:
             raise UserError(f"launch.{name}: differs between members ({', '.join(sorted(found))}); launch them apart")

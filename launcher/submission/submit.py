@@ -25,6 +25,7 @@ from launcher.submission.packing import Packing
 from launcher.submission.reconcile import require_same_science
 from launcher.submission.resources import Resources
 from launcher.submission.snapshot import Snapshot
+from launcher.submission.successors import REQUEUE, Continuation, follow, hint
 
 _LAUNCHING = ("launch.", "hydra.", "hydra/", "+hydra.", "checkpoint.at_end=")
 
@@ -60,6 +61,7 @@ def submit(
     lock: int,
     logs: Path,
     packing: Packing | None = None,
+    continuation: Continuation = REQUEUE,
 ) -> list[Receipt]:
     """Submit ``jobs``, each of which was decided to begin; the caller holds the sweep's lock and has settled it.
 
@@ -67,6 +69,7 @@ def submit(
         lock: descriptor of the lock, which sbatch keeps open.
         logs: folder of what jobs print.
         packing: have runs of one rank share jobs.
+        continuation: how runs go on whose jobs are ended.
 
     Raises:
         SlurmAway: slurmctld does not answer; what is not submitted stays PLANNED.
@@ -74,9 +77,14 @@ def submit(
     """
     answer: dict[str, Receipt] = {}
     limit = largest_array(slurm) if jobs else 0
+    sent = []
     for shape in by_shape(jobs):
-        batcher = _Batcher(sweep, shape, snapshot, slurm, lock, logs, packing)
+        successors = continuation.successors(shape[0].resources, slurm)
+        batcher = _Batcher(sweep, shape, snapshot, slurm, lock, logs, packing, chained=successors > 0)
         answer |= {receipt.run_id: receipt for receipt in batcher.submit(limit)}
+        sent.append((batcher, successors))
+    for batcher, successors in sent:  # last: where Slurm takes no more, runs come before successors
+        batcher.add_successors(successors)
     return [answer[job.plan.run_id] for job in jobs]
 
 
@@ -130,7 +138,7 @@ def require_accepted(sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm, snapsho
         except SubmitLimit:
             continue  # not now: they stay planned
         except SlurmError as error:
-            raise SlurmError(f"{error} (asked for: {resources})") from None
+            raise SlurmError(f"{error} (asked for: {resources}){hint(error)}") from None
 
 
 def test_script(slurm: Slurm, text: str) -> str:
@@ -157,7 +165,7 @@ def settle(sweep: SweepDir, slurm: Slurm) -> None:
         UserError: runs of this sweep may be jobs of another cluster.
     """
     _require_same_cluster(sweep, slurm)
-    for submission in sweep.read_submissions():
+    for submission in (link for head in sweep.read_submissions() for link in (head, *head.successors)):
         if submission.job_id is not None or submission.withdrawn:
             continue
         token = submission.token
@@ -222,10 +230,13 @@ class _Batcher:
         logs: Path,
         packing: Packing | None,
         own: OwnWorkers | None = None,
+        *,
+        chained: bool = False,
     ) -> None:
         self._sweep, self._jobs, self._snapshot, self._slurm = sweep, list(jobs), snapshot, slurm
         self._lock, self._logs, self._own = lock, logs, own
         self._packing = packing if packing and packing.takes(jobs[0].resources.hardware) else None
+        self._chained, self._sent = chained, dict[Submission, Sequence[Job]]()
 
     def submit(self, limit: int) -> Iterator[Receipt]:
         """Submit in arrays of at most ``limit`` elements, smaller ones where Slurm takes no more jobs of this user."""
@@ -254,10 +265,22 @@ class _Batcher:
 
     def _submit(self, jobs: Sequence[Job], workers: int | None = None) -> list[Receipt]:
         """``workers``: jobs that share the runs; None: each has one of its own."""
-        return [Receipt(run, "SUBMITTED", name, new=True) for run, name in self.send(jobs, workers).jobs()]
+        sent = self.send(jobs, workers)
+        self._sent[sent] = jobs
+        return [Receipt(run, "SUBMITTED", name, new=True) for run, name in sent.jobs()]
 
-    def send(self, jobs: Sequence[Job], workers: int | None) -> Submission:
-        """As ``_submit``; one call of sbatch, once it had an answer."""
+    def add_successors(self, count: int) -> None:
+        """Submit ``count`` successors of each array that was sent, as many of them as Slurm takes."""
+
+        def send(last: Submission, head: Submission) -> Submission:
+            return self.send(self._sent[head], head.workers, head, (f"--dependency=afterany:{last.job_id}",))
+
+        follow(list(self._sent), count, send)
+
+    def send(
+        self, jobs: Sequence[Job], workers: int | None, head: Submission | None = None, options: Sequence[str] = ()
+    ) -> Submission:
+        """As ``_submit``; one call of sbatch, once it had an answer. ``head``: it goes on with what that began."""
         token = ""
 
         def call() -> str:
@@ -266,8 +289,8 @@ class _Batcher:
                 if found := self._slurm.once().submitted_as(self._sweep.script(token)):
                     return found
                 _withdraw(self._sweep, token, "sbatch had no answer")
-            token = self._write_down(jobs, workers)
-            return self._slurm.sbatch(self._sweep.script(token), keep_open=(self._lock,))
+            token = self._write_down(jobs, workers, head)
+            return self._slurm.sbatch(self._sweep.script(token), options, keep_open=(self._lock,))
 
         try:
             job_id = with_patience(call)
@@ -282,24 +305,27 @@ class _Batcher:
     def _runs(self, jobs: Sequence[Job]) -> tuple[str, ...]:
         return () if self._own else tuple(job.plan.run_id for job in jobs)
 
-    def _write_down(self, jobs: Sequence[Job], workers: int | None) -> str:
-        """Plans, script and intent of a new submission, durably; returns its token."""
-        token = uuid.uuid4().hex[:12]
-        write_plans(self._sweep.plans(token), (job.plan.to_json() for job in jobs))
-        runs = self._runs(jobs)
-        if workers is not None:
+    def _write_down(self, jobs: Sequence[Job], workers: int | None, head: Submission | None) -> str:
+        """Plans, script and intent of a new submission, durably; returns its token. Plans and queue may be a head's."""
+        token, runs = uuid.uuid4().hex[:12], self._runs(jobs)
+        if head is None:
+            write_plans(self._sweep.plans(token), (job.plan.to_json() for job in jobs))
+        if workers is not None and head is None:
             Queue(self._sweep.queue(token)).fill(entry_name(index) for index in range(len(runs)))
         if self._own is not None:
             self._own.prepare(token)
-        self._write_script(token, workers or len(jobs))
+        self._write_script(token, workers or len(jobs), head)
         logs = None if self._logs == self._sweep.job_logs else str(self._logs)
         conf = self._slurm.slurm_conf
-        self._sweep.add_event("intent", token, runs=list(runs), slurm_conf=conf, logs=logs, workers=workers)
+        said = {"slurm_conf": conf, "logs": logs, "workers": workers} | ({"follows": head.token} if head else {})
+        self._sweep.add_event("intent", token, runs=list(runs), **said)
         return token
 
-    def _write_script(self, token: str, count: int) -> None:
+    def _write_script(self, token: str, count: int, head: Submission | None) -> None:
         sweep, resources = self._sweep, self._jobs[0].resources
-        batch = Batch.of(sweep, token, resources, count, self._logs)
+        batch = replace(Batch.of(sweep, token, resources, count, self._logs), chained=self._chained)
+        if head is not None:
+            batch = replace(batch, plans=sweep.plans(head.token), follows=True)
         if self._packing is not None:
             batch = batch.packed(self._packing.beside)
         if self._own is not None:
