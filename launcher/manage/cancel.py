@@ -93,9 +93,7 @@ def _end_jobs(
 
 def _clear_up(sweep: SweepDir, env: Mapping[str, str]) -> None:
     """Find out what Slurm has of submissions that were cut off: their jobs are to be cancelled too."""
-    links = [link for head in sweep.read_submissions() for link in (head, *head.successors)]
-    cut_off = [s for s in links if s.job_id is None and not s.withdrawn]
-    if cut_off:
+    if cut_off := sweep.cut_off():
         with sweep.locked():
             settle(sweep, Slurm(env, cluster_of(cut_off[0].slurm_conf, env)))
 

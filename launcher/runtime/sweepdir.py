@@ -249,6 +249,11 @@ class SweepDir:
             built[head] = replace(built[head], successors=(*built[head].successors, built[token]))
         return [submission for token, submission in built.items() if token not in heads]
 
+    def cut_off(self) -> list[Submission]:
+        """Submissions, successors among them, of which it is not known whether they got through."""
+        links = (link for head in self.read_submissions() for link in (head, *head.successors))
+        return [link for link in links if link.job_id is None and not link.withdrawn]
+
     def job_files(self, submission: Submission, job_id: str, rank: int) -> list[Path]:
         """What a rank of a job printed and, of rank 0, Slurm's own words: errors first."""
         folder = Path(submission.logs) if submission.logs else self.job_logs

@@ -53,10 +53,7 @@ def dispatch(
     """
     here = require_one_launcher(members) == LOCAL
     launch = _launch_config(members)
-    if here:
-        require_no_chain(launch, LOCAL)
-    else:
-        require_slurm(env)
+    continuation = _continuation(launch, env, here)
     sweep = _sweep_dir(launch, members[0], cwd)
     if goal is not None and (doubt := goal.doubt()):
         print(doubt, file=sys.stderr)
@@ -74,7 +71,6 @@ def dispatch(
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)
     rule = rule or Rule.of(launch.retry)
-    continuation = Continuation.of(launch)
     if launch.dry_run:
         from launcher.submission.dry_run import show
 
@@ -113,6 +109,15 @@ def _launch_config(members: Sequence[Member]) -> LaunchConfig:
         if len(found) > 1:
             raise UserError(f"launch.{name}: differs between members ({', '.join(sorted(found))}); launch them apart")
     return read_sections(members[0].values).launch
+
+
+def _continuation(launch: LaunchConfig, env: Mapping[str, str], here: bool) -> Continuation:
+    """How runs go on; sees that what it takes is there."""
+    if here:
+        require_no_chain(launch, LOCAL)
+    else:
+        require_slurm(env)
+    return Continuation.of(launch)
 
 
 def _sweep_dir(launch: LaunchConfig, first: Member, cwd: Path) -> SweepDir:

@@ -51,7 +51,9 @@ def show(
     print(f"# {len(todo)} would be submitted; at most {minutes / 60:.1f} GPU-hours by their time limits")
     limit = largest_array(slurm) if todo else 1
     refused = []
-    for shape in by_shape(todo):
+    shapes = by_shape(todo)
+    counts = continuation.successors([shape[0].resources for shape in shapes], slurm)
+    for shape, successors in zip(shapes, counts, strict=True):
         shared = packing if packing and packing.takes(shape[0].resources.hardware) else None
         jobs_of = shared.jobs(len(shape), limit) if shared else min(len(shape), limit)
         batch = Batch.of(sweep, "TOKEN", shape[0].resources, jobs_of, logs)
@@ -59,7 +61,7 @@ def show(
         how = f", in {arrays} arrays" if arrays > 1 else ""
         if shared:
             batch, how = batch.packed(shared.beside), f", shared by {batch.count} jobs"
-        if successors := continuation.successors(shape[0].resources, slurm):
+        if successors:
             batch = replace(batch, chained=True)
             how += f", each job followed by {successors} successors (--dependency=afterany:JOB, one after the other)"
         refused += _show_shape(f"{len(shape)} runs like this{how}", batch, snapshot, slurm)

@@ -77,14 +77,16 @@ def submit(
     """
     answer: dict[str, Receipt] = {}
     limit = largest_array(slurm) if jobs else 0
-    sent = []
-    for shape in by_shape(jobs):
-        successors = continuation.successors(shape[0].resources, slurm)
-        batcher = _Batcher(sweep, shape, snapshot, slurm, lock, logs, packing, chained=successors > 0)
+    shapes = by_shape(jobs)
+    counts = continuation.successors([shape[0].resources for shape in shapes], slurm)
+    batchers = [
+        _Batcher(sweep, shape, snapshot, slurm, lock, logs, packing, successors=count)
+        for shape, count in zip(shapes, counts, strict=True)
+    ]
+    for batcher in batchers:
         answer |= {receipt.run_id: receipt for receipt in batcher.submit(limit)}
-        sent.append((batcher, successors))
-    for batcher, successors in sent:  # last: where Slurm takes no more, runs come before successors
-        batcher.add_successors(successors)
+    for batcher in batchers:  # last: where Slurm takes no more, runs come before successors
+        batcher.add_successors()
     return [answer[job.plan.run_id] for job in jobs]
 
 
@@ -165,10 +167,7 @@ def settle(sweep: SweepDir, slurm: Slurm) -> None:
         UserError: runs of this sweep may be jobs of another cluster.
     """
     _require_same_cluster(sweep, slurm)
-    for submission in (link for head in sweep.read_submissions() for link in (head, *head.successors)):
-        if submission.job_id is not None or submission.withdrawn:
-            continue
-        token = submission.token
+    for token in (submission.token for submission in sweep.cut_off()):
         job_id = _started_as(sweep, token) or slurm.submitted_as(sweep.script(token))
         if job_id is not None:
             sweep.add_event("submitted", token, job_id=job_id)
@@ -230,13 +229,12 @@ class _Batcher:
         logs: Path,
         packing: Packing | None,
         own: OwnWorkers | None = None,
-        *,
-        chained: bool = False,
+        successors: int = 0,
     ) -> None:
         self._sweep, self._jobs, self._snapshot, self._slurm = sweep, list(jobs), snapshot, slurm
         self._lock, self._logs, self._own = lock, logs, own
         self._packing = packing if packing and packing.takes(jobs[0].resources.hardware) else None
-        self._chained, self._sent = chained, dict[Submission, Sequence[Job]]()
+        self._successors, self._sent = successors, dict[Submission, Sequence[Job]]()
 
     def submit(self, limit: int) -> Iterator[Receipt]:
         """Submit in arrays of at most ``limit`` elements, smaller ones where Slurm takes no more jobs of this user."""
@@ -269,13 +267,13 @@ class _Batcher:
         self._sent[sent] = jobs
         return [Receipt(run, "SUBMITTED", name, new=True) for run, name in sent.jobs()]
 
-    def add_successors(self, count: int) -> None:
-        """Submit ``count`` successors of each array that was sent, as many of them as Slurm takes."""
+    def add_successors(self) -> None:
+        """Submit the successors of each array that was sent, as many of them as Slurm takes."""
 
         def send(last: Submission, head: Submission) -> Submission:
             return self.send(self._sent[head], head.workers, head, (f"--dependency=afterany:{last.job_id}",))
 
-        follow(list(self._sent), count, send)
+        follow(list(self._sent), self._successors, send)
 
     def send(
         self, jobs: Sequence[Job], workers: int | None, head: Submission | None = None, options: Sequence[str] = ()
@@ -323,7 +321,7 @@ class _Batcher:
 
     def _write_script(self, token: str, count: int, head: Submission | None) -> None:
         sweep, resources = self._sweep, self._jobs[0].resources
-        batch = replace(Batch.of(sweep, token, resources, count, self._logs), chained=self._chained)
+        batch = replace(Batch.of(sweep, token, resources, count, self._logs), chained=self._successors > 0)
         if head is not None:
             batch = replace(batch, plans=sweep.plans(head.token), follows=True)
         if self._packing is not None:

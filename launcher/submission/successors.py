@@ -33,21 +33,23 @@ class Continuation:
         """What ``launch`` asks for."""
         return Continuation(launch.continue_, launch.chain or _DEFAULT)
 
-    def successors(self, resources: Resources, slurm: Slurm) -> int:
-        """How many follow each job that asks for ``resources``; where Slurm's settings decide, says so on stderr.
+    def successors(self, shapes: Sequence[Resources], slurm: Slurm) -> list[int]:
+        """How many follow each job of each of ``shapes``; says on stderr that there are any, and why.
 
         Raises:
             SlurmError: Slurm does not answer.
         """
         if self.how == "requeue":
-            return 0
-        why = None if self.how == "chain" else forbidden(slurm, resources.queue.get("partition"))
-        if self.how == "auto" and why is None:
-            return 0
-        because = f"auto: {why}, so runs go on by a chain" if why else "chain"
+            return [0 for _ in shapes]
+        if self.how == "chain":
+            reasons: list[str | None] = ["chain" for _ in shapes]
+        else:
+            found = [forbidden(slurm, shape.queue.get("partition")) for shape in shapes]
+            reasons = [f"auto: {why}, so runs go on by a chain" if why else None for why in found]
         followed = "1 successor" if self.count == 1 else f"{self.count} successors"
-        print(f"launch.continue={because}: {followed} for each job (launch.chain)", file=sys.stderr)
-        return self.count
+        for reason in dict.fromkeys(reason for reason in reasons if reason):
+            print(f"launch.continue={reason}: {followed} for each job (launch.chain)", file=sys.stderr)
+        return [self.count if reason else 0 for reason in reasons]
 
 
 REQUEUE = Continuation("requeue")

@@ -160,6 +160,7 @@ def test_runs_come_before_successors_where_slurm_takes_no_more(sweep, capsys):
     assert {receipt.state for receipt in sweep.submit(other)} == {"SUBMITTED"}
     assert sweep.sbatch[:2] == ["--parsable", "--parsable"] and sweep.slurm.submitted == [2, 1, 2]
     said = capsys.readouterr().err
+    assert said.count("launch.continue=chain: 2 successors for each job") == 1, "of both shapes"
     assert re.search(r"^0 of 2 successors of job 101 are queued: sbatch: .*AssocMaxSubmitJobLimit", said, re.MULTILINE)
 
 
@@ -238,4 +239,4 @@ def test_what_the_script_calls(tmp_path, chained, count, doors):
 def test_a_time_limit_that_is_not_granted_has_a_way_out():
     assert "hardware.time_min" in hint(SlurmError("sbatch: Requested time limit is invalid"))
     assert hint(SlurmError("sbatch: invalid partition")) == ""
-    assert REQUEUE.successors(job(Path("x"), 0).resources, Slurm({})) == 0
+    assert REQUEUE.successors([job(Path("x"), 0).resources], Slurm({})) == [0]
