@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from slurm.faults import preempt, show_job
 from slurm.processes import wait_until
 from slurm.render import Spec
 from tests.integration.conftest import client_of
-from tests.integration.lab import BASE, assert_same, give_order, redone, rows
+from tests.integration.lab import BASE, Run, assert_same, give_order, redone, rows
 from tests.integration.packed import PackLab
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("slurm_installed")]
@@ -24,7 +25,7 @@ PACE = ("trainer.log_every=20", "trainer.max_steps=150", "checkpoint.every_steps
 @pytest.fixture(scope="module")
 def cluster(slurm_installed: None, folders: Callable[[], Path]) -> Iterator[Cluster]:
     """One that cancels what it preempts, after a grace."""
-    with Cluster(folders(), Spec(nodes=2, gpus=0, requeue=False)) as running:
+    with Cluster(folders(), Spec(nodes=2, gpus=0, requeue=False, kill_wait_s=30)) as running:
         yield running
 
 
@@ -49,6 +50,16 @@ def jobs_of(lab: PackLab, name: str) -> list[str]:
     return [event["job_id"] for line in lines if (event := json.loads(line))["event"] == "submitted"]
 
 
+def preempt_held(run: Run, job: str, then: int | None = None) -> None:
+    """Preempt ``job`` while its rank is held in a step, which it ends with; ``then``: where the next one is held."""
+    run.wait_held(1)
+    with ThreadPoolExecutor() as pool:
+        told = pool.submit(preempt, run.lab.cluster, job)
+        run.wait(lambda: show_job(run.lab.cluster, job).preempted_at is not None)
+        run.move_on(then)
+        told.result()
+
+
 def queued(lab: PackLab) -> set[str]:
     """Jobs that Slurm has, elements of arrays apart."""
     return set(client_of(lab.cluster, lab.home)("squeue", "--noheader", "--array", "--format=%i").split())
@@ -57,22 +68,21 @@ def queued(lab: PackLab) -> set[str]:
 def test_a_preempted_run_is_continued_by_its_successor_to_the_bit(lab: PackLab):
     whole = lab.uninterrupted(*PACE)
     words = ("hydra/launcher=submitit_slurm", *BASE, *PACE, "launch.name=bits")
+    give_order(lab.home / "runs" / "bits", "hold", 20)
     done = lab.type("launcher.run", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     said = "launch.continue=auto: JobRequeue=0, so runs go on by a chain: 3 successors for each job (launch.chain)\n"
     assert done.stderr.count(said) == 1
     run, (first, second, third, last) = lab.found("bits"), jobs_of(lab, "bits")
-    run.wait_for_step(20)
-    preempt(lab.cluster, first)
+    preempt_held(run, first, then=90)
     assert show_job(lab.cluster, first).state == "FAILED", "it saved and left within its grace"
     (row,) = rows(lab, "bits")
     assert (row.state, row.job_id) in (("REQUEUED", second), ("RUNNING", second)), row
-    assert row.state == "RUNNING" or row.reason.startswith(("preempted; goes on in job", "goes on in job")), row
+    assert row.state == "RUNNING" or f"goes on in job {second}" in row.reason, row
     again = lab.type("launcher.run", *words)
     assert again.returncode == 0 and "have a job or a process already" in again.stderr, again.stderr
     assert jobs_of(lab, "bits") == [first, second, third, last], "they are adopted, none is added"
-    run.wait_for_step(60, attempt=2)
-    preempt(lab.cluster, second)
+    preempt_held(run, second)
     assert_same(run, whole)
     assert redone(run) == 0
     assert [(e["reason"], e["next"]) for e in run.events("requeue")] == [("preempted", second), ("preempted", third)]
@@ -102,6 +112,7 @@ def test_an_element_goes_on_while_others_of_its_array_run_and_cancel_ends_all_of
     assert (other.state, len(other.events("start"))) == ("RUNNING", 1), "it did not have to end"
     done = lab.type("launcher", "cancel", "--grace", "0", "runs/elements")
     assert done.returncode == 0, done.stderr
+    other.move_on()  # who is held saves at SIGTERM once it is let go
     assert wait_until(lambda: not queued(lab), 60), "successors too"
     assert {row.state for row in rows(lab, "elements")} == {"CANCELLED"}, sweep.story()
 
