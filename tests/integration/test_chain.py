@@ -118,7 +118,7 @@ def test_an_element_goes_on_while_others_of_its_array_run_and_cancel_ends_all_of
 
 
 def test_successors_of_packed_workers_are_more_workers(lab: PackLab):
-    sweep = lab.sweep_of("packed", *PACE, "trainer.seed=1,2,3", "launch.pack=2")
+    sweep = lab.sweep_of("packed", *PACE, "trainer.log_every=50", "trainer.seed=1,2,3", "launch.pack=2")
     heads, first, *_ = jobs_of(lab, "packed")
     victim = sweep.wait_training(2, step=10)[0]
     assert victim.job.partition("_")[0] == heads
