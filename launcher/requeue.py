@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from launcher.chain import Chain
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
 from launcher.runtime.pack.queue import Queue
 from launcher.runtime.pack.trying import judge_worker
@@ -107,6 +108,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--warned", type=float, default=0.0, metavar="S", help="--signal=USR2@S of the job")
     parser.add_argument("--packed", action="store_true", help="the job is a worker of packed members")
     parser.add_argument("--submission", metavar="TOKEN", help="which submission it is of")
+    parser.add_argument("--chained", action="store_true", help="other jobs wait to go on where this one ends")
+    parser.add_argument("--ended", action="store_true", help="Slurm itself has ended the job")
     return parser.parse_args()
 
 
@@ -136,11 +139,11 @@ class _OneRun:
         if self.rundir.state() != "COMPLETED":
             self.rundir.say_state("PREEMPTED", f"{reason}; the same command goes on")
 
-    def requeued(self, reason: str) -> None:
+    def requeued(self, reason: str, successor: str | None = None) -> None:
         self.rundir.path.mkdir(parents=True, exist_ok=True)
         self._before = self.rundir.read_status()
-        record(self.rundir, self._job, reason)
-        self.rundir.say_state("REQUEUED", reason)
+        record(self.rundir, self._job, reason, successor)
+        self.rundir.say_state("REQUEUED", f"{reason}; goes on in job {successor}" if successor else reason)
 
     def not_requeued(self) -> None:
         """Somebody was faster, or it is being cancelled."""
@@ -172,7 +175,7 @@ class _Worker:
 
     stay = give_up
 
-    def requeued(self, reason: str) -> None:
+    def requeued(self, reason: str, successor: str | None = None) -> None:
         self._queue.add_event(self._job, "requeue", reason=reason)
 
     def not_requeued(self) -> None:
@@ -186,8 +189,15 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     job = job_id(env)
     if job is None:
         raise UserError("SLURM_JOB_ID is not set: this is called by a batch script of the launcher")
-    plan, restarts = read_plan(args.plans, 0 if args.packed else array_element(env) or 0), _restarts(env)
+    element = array_element(env) or 0
+    plan, restarts = read_plan(args.plans, 0 if args.packed else element), _restarts(env)
     sweep = SweepDir(plan.rundir.path.parent)
+    slurm = Slurm(env, patient=False) if shutil.which("scontrol", path=env.get("PATH")) else None
+    chain = Chain.of(sweep, args.submission, job, element) if args.chained else Chain(job)
+    if args.ended:
+        if slurm is not None:
+            chain.let_go(slurm)
+        return ExitCode.DONE
     subject: _OneRun | _Worker
     if args.packed:
         subject = _Worker(plan, Queue(sweep.queue(args.plans.stem)), job, restarts)
@@ -199,21 +209,26 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
 
     code, broken = subject.what_broke(args.code)
     if subject.is_for_the_user(code):
+        chain.end(slurm)
         return ExitCode.USER_ERROR
     if cancelled():  # ``launcher cancel`` has had it save; its scancel follows
         return ExitCode.DONE
-    slurm = Slurm(env, patient=False) if shutil.which("scontrol", path=env.get("PATH")) else None
     shown = _patiently(lambda: slurm.show_job(job)) if slurm else {}
     cause = classify(shown, code, broken, datetime.now(), args.warned, restarts)
     if cause is None:
         return ExitCode.DONE
     decision = subject.judge(code, cause)
+    if not decision.requeue:
+        chain.end(slurm)
     if decision.failed:
         subject.give_up(decision.reason)
         say_error(UserError(decision.reason))
         return ExitCode.TRAINING_FAILED
     if not decision.requeue:
         subject.stay(decision.reason)
+        return ExitCode.USER_ERROR
+    if (successor := _patiently(lambda: chain.hand_on(slurm))) is not None:
+        subject.requeued(decision.reason, successor)
         return ExitCode.USER_ERROR
     subject.requeued(decision.reason)
     if slurm is None:

@@ -138,11 +138,11 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     from launcher.naming import default_name
     from launcher.plan import make_plan, read_sections
     from launcher.runtime.job import Outcome, run_job
-    from launcher.submission.in_process import decide_here, require_unpacked
+    from launcher.submission.in_process import decide_here, require_no_jobs
     from launcher.submission.runnable import require_here
     from launcher.submission.variables import given, say_hints, variables_here
 
-    require_unpacked(member)
+    require_no_jobs(member)
     stop.patient = True
     site = read_sections(member.values).site
     name = default_name(member.choices)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from launcher.runtime.redaction import NAMES
 from launcher.runtime.sections import NotNegative, Positive, Section
@@ -177,7 +179,16 @@ class LaunchConfig(Section):
     checkpoints. stale: those that ended and were made by other code than today's, from the start; what they left is
     kept in ``<sweep>/replaced``. A single run that is named without ``-m`` is run again where it FAILED."""
 
+    continue_: Annotated[Literal["auto", "requeue", "chain"], Field(alias="continue")] = "auto"
+    """``launch.continue``: how a run goes on on Slurm whose job was preempted, ran out of time or broke down. requeue:
+    its job goes back into the queue. chain: successors that were submitted with it go on, one where the other ends;
+    for clusters that forbid requeues. auto: chain where the cluster says that it does not requeue, else requeue."""
+    chain: Positive | None = None
+    """Successors of each submission where runs go on by a chain. null: 3."""
+
     def __post_init__(self) -> None:
+        if self.continue_ == "requeue" and self.chain is not None:
+            raise ValueError(f"chain={self.chain} is for launch.continue=chain or auto, not for requeue: leave it out")
         if self.beside > 1 and self.pack is None:
             raise ValueError(f"beside={self.beside} is for packed members: set launch.pack too")
         if self.name is not None and (not self.name or self.name.startswith(".") or "/" in self.name):

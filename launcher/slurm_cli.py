@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from launcher.runtime.errors import UserError
 
@@ -140,6 +140,7 @@ class Slurm:
     def __init__(self, env: Mapping[str, str], slurm_conf: str | None = None, *, patient: bool = True) -> None:
         """``slurm_conf`` is used where ``env`` has no SLURM_CONF; who is not ``patient`` asks once only."""
         self._patient = patient
+        self._known: dict[str, Any] = {}
         self.slurm_conf = env.get("SLURM_CONF") or slurm_conf
         self._env = dict(env) | ({"SLURM_CONF": self.slurm_conf} if self.slurm_conf else {})
         # Inside a job these would stand for options that the new job was not given (sbatch(1), INPUT ENVIRONMENT).
@@ -191,18 +192,22 @@ class Slurm:
         return self._call("sbatch", "--test-only", *options, str(script), stderr=True).strip().removeprefix("sbatch: ")
 
     def config(self) -> dict[str, str]:
-        """``scontrol show config``: Slurm's settings by name."""
-        lines = (line.partition("=") for line in self._call("scontrol", "show", "config").splitlines())
-        return {name.strip(): value.strip() for name, _, value in lines if value}
+        """``scontrol show config``: Slurm's settings by name; asked once."""
+        if "config" not in self._known:
+            lines = (line.partition("=") for line in self._call("scontrol", "show", "config").splitlines())
+            self._known["config"] = {name.strip(): value.strip() for name, _, value in lines if value}
+        return dict(self._known["config"])
 
     def version(self) -> str:
         """Of Slurm's commands, ``22.05.8``; slurmctld is not asked."""
         return self._call("sbatch", "--version").strip().rpartition(" ")[2]
 
     def partitions(self) -> dict[str, dict[str, str]]:
-        """``scontrol show partition``: settings of each partition by its name."""
-        found = (_settings(line) for line in self._call("scontrol", "show", "partition", "--oneliner").splitlines())
-        return {settings["PartitionName"]: settings for settings in found if "PartitionName" in settings}
+        """``scontrol show partition``: settings of each partition by its name; asked once."""
+        if "partitions" not in self._known:
+            found = (_settings(line) for line in self._call("scontrol", "show", "partition", "--oneliner").splitlines())
+            self._known["partitions"] = {s["PartitionName"]: s for s in found if "PartitionName" in s}
+        return dict(self._known["partitions"])
 
     def show_job(self, job_id: str) -> dict[str, str]:
         """``scontrol show job``: what slurmctld knows of one job; values with blanks in them are cut.
@@ -228,6 +233,13 @@ class Slurm:
                 raise RequeueForbidden(str(error)) from None
             if not _QUEUED_ALREADY.search(str(error)):
                 raise
+
+    def wait_only_for(self, job_id: str, before: str) -> None:
+        """Have ``job_id``, which waits, begin as soon as ``before`` has ended however that ends; it waits for no other.
+
+        Of an array that waits for another one whole (``afterany``) each element may be given its own (scontrol(1)).
+        """
+        self._call("scontrol", "update", f"jobid={job_id}", f"dependency=afterany:{before}")
 
     def submit_limits(self) -> list[tuple[str, str, int]]:
         """Account, partition (empty: any) and MaxSubmitJobs of each association of this user that has such a limit.

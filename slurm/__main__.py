@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         up.add_argument(option, dest=name, type=int, metavar="N", help=default)
     no_signal = "a preemption begins with SIGTERM, not with the job's own --signal"
     up.add_argument("--no-user-signal", dest="user_signal", action="store_false", default=None, help=no_signal)
+    no_requeue = "what is preempted is cancelled: PreemptMode=CANCEL, JobRequeue=0"
+    up.add_argument("--no-requeue", dest="requeue", action="store_false", default=None, help=no_requeue)
     up.add_argument("--accounting", action="store_true", default=None, help="with slurmdbd and MariaDB")
     add("down", "end all of its processes and forget its jobs", _down)
     add("status", "nodes, daemons, jobs", _status).add_argument("--json", action="store_true", help="as JSON")

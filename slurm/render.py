@@ -40,6 +40,8 @@ class Spec:
     """Seconds between SIGTERM and SIGKILL (Slurm's KillWait), 1 to 300."""
     user_signal: bool = True
     """A preemption begins with the job's own ``--signal`` (``preempt_send_user_signal``); without, with SIGTERM."""
+    requeue: bool = True
+    """What is preempted goes back into the queue. False: it is cancelled (``PreemptMode=CANCEL``, ``JobRequeue=0``)."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -127,8 +129,8 @@ DefMemPerCPU=1024
 {gres}SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=1
 PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-{user_signal}JobRequeue=1
+PreemptMode={_preempt_mode(spec)}
+{user_signal}JobRequeue={int(spec.requeue)}
 EnforcePartLimits=ALL
 MaxJobCount={max(20_000, 2 * spec.max_array_size)}
 MaxArraySize={spec.max_array_size}
@@ -156,10 +158,14 @@ def _nodes(spec: Spec, site: Site) -> str:
     claims = f"NodeHostname=localhost NodeAddr=127.0.0.1 CPUs={spec.cpus} RealMemory={_MEMORY_MB}{gres} State=UNKNOWN"
     nodes = zip(spec.node_names, site.slurmd_ports, strict=True)
     lines = [f"NodeName={name} Port={port} {claims}" for name, port in nodes]
-    partition = "Nodes=ALL DefaultTime=01:00:00 MaxTime=1-00:00:00 State=UP"
-    low = f"PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={spec.grace_s} {partition}"
+    mode, partition = _preempt_mode(spec), "Nodes=ALL DefaultTime=01:00:00 MaxTime=1-00:00:00 State=UP"
+    low = f"PartitionName=low Default=YES PriorityTier=1 PreemptMode={mode} GraceTime={spec.grace_s} {partition}"
     high = f"PartitionName=high PriorityTier=10 PreemptMode=OFF {partition}"
     return "\n" + "\n".join([*lines, low, high]) + "\n"
+
+
+def _preempt_mode(spec: Spec) -> str:
+    return "REQUEUE" if spec.requeue else "CANCEL"
 
 
 def gpu_files(spec: Spec, layout: Layout) -> list[str]:

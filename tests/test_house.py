@@ -21,8 +21,8 @@ TOP_LEVEL = {
 COMMANDS = ("launcher", "launcher.run", "vlm", "sweeps", "slurm")
 
 ENTRIES = (
-    "launcher.run", "launcher.__main__", "launcher.requeue", "launcher.runtime.worker", "launcher.runtime.checkup",
-    "launcher.runtime.pack.worker", "sweeps.bench.member", "sweeps.bench.pack",
+    "launcher.run", "launcher.__main__", "launcher.requeue", "launcher.successor", "launcher.runtime.worker",
+    "launcher.runtime.checkup", "launcher.runtime.pack.worker", "sweeps.bench.member", "sweeps.bench.pack",
     "hydra_plugins.seemore", "sweeps.bench.requeue", "sweeps.bench.save",
     "sweeps.study", "sweeps.study.worker",
 )  # fmt: skip

@@ -71,7 +71,11 @@ def check_preemption(config: Settings, partitions: Mapping[str, Settings]) -> It
         if mode == "OFF":
             yield ok("preemption", f"{text}: its jobs are not preempted")
         elif mode != "REQUEUE":
-            yield warn("preemption", text, "a preempted job is not requeued; the same command submits it again")
+            yield warn(
+                "preemption",
+                text,
+                "a preempted job is not requeued; a successor goes on with its run (launch.continue=auto)",
+            )
         elif not _number(settings.get("GraceTime")):
             wait = _number(config.get("KillWait")) or 0
             told = f"a save must fit into KillWait={wait} s; else save more often (checkpoint.every_steps)"
@@ -91,7 +95,11 @@ def check_requeue(config: Settings) -> Finding:
     """Whether jobs are requeued."""
     if config.get("JobRequeue", "1") == "1":
         return ok("requeue", "JobRequeue=1")
-    return warn("requeue", "JobRequeue=0", "jobs ask for it themselves (--requeue); see that nothing here forbids it")
+    return warn(
+        "requeue",
+        "JobRequeue=0",
+        "jobs ask for it themselves (--requeue), and launch.continue=auto has successors go on",
+    )
 
 
 def check_requeue_delay(config: Settings) -> Finding:

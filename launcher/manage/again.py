@@ -165,7 +165,8 @@ def _groups(runs: Sequence[Again]) -> list[list[Again]]:
     for run in runs:
         member = run.member
         cluster = (run.old.slurm_conf, member.values["site"].get("slurm_conf"))
-        manner = (member.values["launch"].get("parallel"), member.queue.get("submitit_folder"))
+        launch = member.values["launch"]
+        manner = (*(launch.get(key) for key in ("parallel", "continue", "chain")), member.queue.get("submitit_folder"))
         key = (run.old.sweep, member.launcher, *cluster, *manner)
         groups.setdefault(key, []).append(run)
     return list(groups.values())

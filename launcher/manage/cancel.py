@@ -50,7 +50,7 @@ def cancel(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, grace_s: 
     jobs = [(sweep, state) for sweep, state in going if state.job_id is not None]
     own, packed = part(jobs)
     found = [*_by_submission(own), *_open_submissions(whole.values(), env)]
-    found += [(runs.sweep, runs.submission, runs.submission.job_names()) for runs in packed if runs.are_all]
+    found += [(s.sweep, link, link.job_names()) for s in packed if s.are_all for link in s.submission.links]
     training = {s.job_id: RunDir(Path(s.path)) for _, s in jobs if RunDir(Path(s.path)).state() == "RUNNING"}
     if not dry_run:
         _write_down(found, packed)
@@ -93,8 +93,7 @@ def _end_jobs(
 
 def _clear_up(sweep: SweepDir, env: Mapping[str, str]) -> None:
     """Find out what Slurm has of submissions that were cut off: their jobs are to be cancelled too."""
-    cut_off = [s for s in sweep.read_submissions() if s.job_id is None and not s.withdrawn]
-    if cut_off:
+    if cut_off := sweep.cut_off():
         with sweep.locked():
             settle(sweep, Slurm(env, cluster_of(cut_off[0].slurm_conf, env)))
 
@@ -123,14 +122,14 @@ def _let_save(runs: Sequence[RunDir], grace_s: float) -> None:
 def _by_submission(
     jobs: Sequence[tuple[SweepDir, RunState]],
 ) -> Iterator[Found]:
-    """Each submission that ``jobs`` belong to, with its sweep and those jobs."""
+    """Each submission that ``jobs`` belong to, with its sweep and those jobs; of a chain all that are left of it."""
     for sweep in dict.fromkeys(sweep for sweep, _ in jobs):
         wanted = {state.job_id for one, state in jobs if one == sweep}
         for submission in sweep.read_submissions():
             if submission.job_id is not None and not submission.withdrawn:
-                names = [job for _, job in submission.jobs() if job in wanted]
-                if names:
-                    yield sweep, submission, names
+                runs = {run for link in submission.links for run, job in link.jobs() if job in wanted}
+                for link in submission.links if runs else ():
+                    yield sweep, link, [job for run, job in link.jobs() if run in runs]
 
 
 def compact(job_ids: Iterable[str]) -> list[str]:

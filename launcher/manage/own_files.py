@@ -35,6 +35,8 @@ class OwnFiles:
     packed: Literal["waiting", "claimed", "ended"] | None = None
     """Where a packed run stands in its queue; ``job_id`` is its worker's while it is claimed, else that of all
     workers. None: it has a job of its own."""
+    jobs: tuple[str, ...] = ()
+    """Of a run that goes on by a chain: its jobs, of which ``job_id`` is the one that it has come to."""
 
     @property
     def is_packed(self) -> bool:
@@ -57,8 +59,19 @@ class OwnFiles:
         """Whether the newest submission's job has begun; of a packed run whether a worker of it has begun with it."""
         jobs = {str(start.get("job_id")) for start in self.starts}
         if self.packed == "waiting":
-            return any(job.partition("_")[0] == self.job_id for job in jobs)
-        return self.job_id in jobs
+            return any(job.partition("_")[0] in self.arrays for job in jobs)
+        return not jobs.isdisjoint(self.jobs or (self.job_id,))
+
+    @property
+    def arrays(self) -> frozenset[str | None]:
+        """Slurm's numbers of the newest submission and of those that go on where it ends."""
+        links = self.submission.links if self.submission else ()
+        return frozenset({self.job_id, *(link.job_id for link in links)})
+
+    @property
+    def later_jobs(self) -> tuple[str, ...]:
+        """Jobs of its chain after ``job_id``."""
+        return self.jobs[self.jobs.index(self.job_id) + 1 :] if self.job_id in self.jobs else ()
 
     @property
     def failed(self) -> bool:
@@ -84,7 +97,9 @@ class OwnFiles:
 
     def owns(self, script: str) -> bool:
         """Whether ``script``, a job's in Slurm's words, is that of the newest submission: numbers differ by cluster."""
-        return self.submission is None or script in ("", "(null)") or Path(script).stem == self.submission.token
+        if self.submission is None or script in ("", "(null)"):
+            return True
+        return Path(script).stem in {link.token for link in self.submission.links}
 
     def silent_for(self, seconds: float) -> bool:
         """Whether there was no sign of life for so long."""
@@ -140,6 +155,8 @@ def own_files(sweep: SweepDir, only: Collection[str] | None = None) -> list[OwnF
             cut_off.update(submission.runs)
     cancelled = sweep.read_cancelled()
     workers = {job: s for s in submissions if s.is_open and s.job_id for job in s.job_names()}
+    chained = (s for s in submissions if s.successors and s.workers is None)
+    chains = {s.token: [dict(link.jobs()) for link in s.links] for s in chained}
     places = {s.token: Places.of(sweep, s) for _, s in jobs.values() if s.workers is not None}
     found = []
     for run_id, overrides in members.items():
@@ -150,6 +167,8 @@ def own_files(sweep: SweepDir, only: Collection[str] | None = None) -> list[OwnF
             own = OwnFiles(
                 rundir, overrides, job_id, submission_of, job_id in cancelled, run_id in cut_off, status, events
             )
+            if submission_of and submission_of.token in chains:
+                own = _in_chain(own, [names[run_id] for names in chains[submission_of.token]], cancelled)
             if submission_of and own.is_packed:
                 own = places[submission_of.token].put(own)
                 own = dataclasses.replace(own, was_cancelled=own.job_id in cancelled)  # its worker
@@ -157,6 +176,13 @@ def own_files(sweep: SweepDir, only: Collection[str] | None = None) -> list[OwnF
                 own = _of_worker(own, workers, cancelled)
             found.append(own)
     return found
+
+
+def _in_chain(own: OwnFiles, jobs: Sequence[str], cancelled: Collection[str]) -> OwnFiles:
+    """``own`` with the job of its chain that it has come to: the last one that began, or that was told to go on."""
+    known = [str(event.get("next") or event.get("job_id")) for event in own.events]
+    job = next((job for job in reversed(jobs) if job in known), jobs[0])
+    return dataclasses.replace(own, job_id=job, jobs=tuple(jobs), was_cancelled=job in cancelled)
 
 
 def _of_worker(own: OwnFiles, workers: Mapping[str, Submission], cancelled: Collection[str]) -> OwnFiles:

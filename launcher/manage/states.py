@@ -82,7 +82,8 @@ class SlurmsWord:
         """
         name = own.job_id or ""
         if own.packed == "waiting":
-            workers = [j for j in self.queue.values() if j.job_id.partition("_")[0] == name and own.owns(j.command)]
+            ours = own.arrays
+            workers = [j for j in self.queue.values() if j.job_id.partition("_")[0] in ours and own.owns(j.command)]
             live = [worker for worker in workers if worker.state in (*_GOING, *_WAITING)]
             return min(live, key=lambda worker: worker.state in _WAITING, default=None)
         array = name.partition("_")[0]
@@ -129,11 +130,14 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
     slurms = word.state(own)
     if own.needs_slurm and word.known and slurms not in (*_WAITING, *_GOING):
         own = own.again()  # its job may have ended well after its files were read and before Slurm was asked
-        own = _left_to_others(own, word, slurms)
+        own = _handed_on(_left_to_others(own, word, slurms), word, slurms)
         slurms = word.state(own)
     job = word.job(own)
     state, reason = _decide(own, slurms, word.known)
     waits = state in ("SUBMITTED", "REQUEUED") and job is not None and job.state in _WAITING
+    waits_for = job.reason.replace("None", "") if waits and job else ""
+    if waits and own.job_id in own.jobs[1:]:
+        reason, waits_for = f"goes on in job {own.job_id}" + (f" ({waits_for})" if waits_for else ""), ""
     return RunState(
         run_id=own.rundir.path.name,
         path=str(own.rundir.path),
@@ -146,7 +150,7 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
         attempts=len(own.starts),
         job_id=own.job_id,
         node=own.hosts if own.packed == "waiting" else job.nodes if job and job.nodes else own.hosts,
-        reason=job.reason.replace("None", "") if waits and job else reason,
+        reason=waits_for or reason,
         start=job.start if waits and job and job.start != "N/A" else "",
         slurm=slurms,
     )
@@ -161,6 +165,14 @@ def _left_to_others(own: OwnFiles, word: SlurmsWord, slurms: str) -> OwnFiles:
         return own
     waiting = dataclasses.replace(own, packed="waiting", job_id=own.submission.job_id)
     return waiting if word.job(waiting) else own
+
+
+def _handed_on(own: OwnFiles, word: SlurmsWord, slurms: str) -> OwnFiles:
+    """``own``; where its job has ended and another one of its chain is there for it, that one's."""
+    over = own.state in ("COMPLETED", "CANCELLED") or own.failed or own.was_cancelled or slurms == "CANCELLED"
+    later = () if over else own.later_jobs
+    there = (name for name in later if name in word.queue and word.queue[name].state in (*_WAITING, *_GOING))
+    return dataclasses.replace(own, job_id=next(there, own.job_id))
 
 
 def _decide(own: OwnFiles, slurms: str, known: bool) -> tuple[str, str]:

@@ -108,9 +108,10 @@ def _of_job(word: str, sweeps: Iterable[SweepDir]) -> list[Target]:
         for submission in sweep.read_submissions():
             if submission.job_id is None or submission.withdrawn:
                 continue
-            runs = tuple(run for run, job in submission.jobs() if word in (job, job.partition("_")[0]))
-            if runs:
-                found.append((submission.time, Target(sweep, runs)))
+            for link in submission.links:
+                runs = tuple(run for run, job in link.jobs() if word in (job, job.partition("_")[0]))
+                if runs:
+                    found.append((link.time, Target(sweep, runs)))
     return [max(found, key=lambda pair: pair[0])[1]] if found else []
 
 

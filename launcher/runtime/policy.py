@@ -115,12 +115,17 @@ def judge(rundir: RunDir, job: str, code: int, cause: str, limits: RequeueSettin
     return decide(Ended(code, cause, starts(events, job) + silent, idle + silent, timeouts), limits)
 
 
-def record(rundir: RunDir, job: str, reason: str) -> None:
-    """Append to ``attempts.jsonl`` that ``job`` is about to be requeued; before it is, as nothing can be said after."""
+def record(rundir: RunDir, job: str, reason: str, successor: str | None = None) -> None:
+    """Append to ``attempts.jsonl`` that ``job`` is about to be requeued; before it is, as nothing can be said after.
+
+    Args:
+        successor: the job that goes on instead.
+    """
     begun = _begun(rundir.attempt_events(), job)
     attempt = begun[-1].get("attempt") if begun else None
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    rundir.add_attempt_event(event="requeue", attempt=attempt, job_id=job, reason=reason, time=now)
+    following = {"next": successor} if successor else {}
+    rundir.add_attempt_event(event="requeue", attempt=attempt, job_id=job, reason=reason, time=now, **following)
 
 
 def _begun(events: Sequence[Mapping[str, Any]], job: str) -> list[Mapping[str, Any]]:

@@ -1,5 +1,7 @@
 """Whether the starts of one job lead anywhere: pure functions over the events of ``attempts.jsonl``.
 
+A job that goes on where another was ended (a chain) counts the starts of that one too.
+
 Slurm counts restarts, but not what they achieved, and its own limit (MAX_BATCH_REQUEUE, slurmctld.h of 22.05) does not
 count requeues that somebody asked for.
 """
@@ -66,4 +68,10 @@ def _begun_at(events: Iterable[Event], job_id: str) -> Sequence[int | None]:
 
 
 def _of_job(events: Iterable[Event], job_id: str, *kinds: str) -> Iterable[Event]:
-    return (event for event in events if event.get("event") in kinds and str(event.get("job_id")) == job_id)
+    """Those of ``job_id``, and of the jobs that it goes on for: each was named by the one before (``next``)."""
+    events = list(events)
+    before = {str(event["next"]): str(event.get("job_id")) for event in events if event.get("next")}
+    line = [job_id]
+    while line[-1] in before and before[line[-1]] not in line:
+        line.append(before[line[-1]])
+    return (event for event in events if event.get("event") in kinds and str(event.get("job_id")) in line)

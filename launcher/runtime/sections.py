@@ -16,6 +16,7 @@ from functools import cache, lru_cache
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from launcher.runtime.errors import UserError
@@ -45,6 +46,20 @@ def execution(default: Any = dataclasses.MISSING) -> Any:
 def added(default: Any) -> Any:
     """A science field that came after the first release: not hashed while at ``default``, so old ids stay."""
     return field(default=default, metadata=_ADDED)
+
+
+def typed_as(section: type[Any]) -> dict[str, str]:
+    """The key that is typed for each field of ``section``: its name, but for a key that Python has taken.
+
+    Such a field says so: ``continue_: Annotated[str, Field(alias="continue")]``.
+    """
+    hints = typing.get_type_hints(section, include_extras=True)
+    return {f.name: _alias(hints[f.name]) or f.name for f in dataclasses.fields(section)}
+
+
+def _alias(hint: Any) -> str | None:
+    notes = getattr(hint, "__metadata__", ())
+    return next((note.alias for note in notes if isinstance(note, FieldInfo) and note.alias), None)
 
 
 def halves(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -148,7 +163,7 @@ def _said(schema: type[Any], error: ErrorDetails, within: str) -> str:
         return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
     given = error["input"] if "secrets" not in path else REDACTED
     if kind == "unexpected_keyword_argument":
-        siblings = {f.name for f in dataclasses.fields(section)}
+        siblings = set(typed_as(section).values())
         return f"unknown key '{key}'{nearest(path[-1], siblings)} (allowed here: {', '.join(sorted(siblings))})"
     if kind.startswith("missing"):
         return f"missing key '{key}'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -39,6 +39,15 @@ class Submission:
     """Runs that were moved aside since: its jobs are theirs, not those of the runs that took their places."""
     workers: int | None = None
     """Jobs that share the runs, which wait in a queue (``SweepDir.queue``); None: each run has a job of its own."""
+
+    successors: tuple[Submission, ...] = ()
+    """Submissions of the same runs that go on where this one ends (``launch.continue=chain``): each waits for the one
+    before. They have its plans, and its queue."""
+
+    @property
+    def links(self) -> tuple[Submission, ...]:
+        """The submission and those of its successors that Slurm took, in their order."""
+        return (self, *(link for link in self.successors if link.job_id and not link.withdrawn))
 
     @property
     def is_open(self) -> bool:
@@ -117,6 +126,10 @@ class SweepDir:
         srun ends the other ranks then, and tells their codes: that they were stopped.
         """
         return self.path / "submissions" / f"{token}.{job_id}.r{restarts}.refused"
+
+    def was_refused(self, token: str, job_id: str) -> bool:
+        """Whether any start of a job ended so."""
+        return any((self.path / "submissions").glob(f"{token}.{job_id}.r*.refused"))
 
     @property
     def mlflow(self) -> Path:
@@ -213,14 +226,17 @@ class SweepDir:
         append_json_line(self.submissions, {"event": event, "token": token, "time": _now(), **values})
 
     def read_submissions(self) -> list[Submission]:
-        """All submissions, oldest first."""
+        """All submissions, oldest first; successors stand in that which they follow."""
         found: dict[str, dict[str, Any]] = {}
+        heads: dict[str, str] = {}
         for record in read_json_lines(self.submissions):
             token, event = str(record.get("token")), record.get("event")
             if event == "intent":
                 found[token] = {"token": token, "runs": tuple(record["runs"]), "slurm_conf": record["slurm_conf"]}
                 found[token] |= {"logs": record.get("logs"), "time": str(record.get("time"))}
                 found[token] |= {"workers": record.get("workers")}
+                if record.get("follows") in found:
+                    heads[token] = str(record["follows"])
             elif event == "submitted" and token in found:
                 found[token]["job_id"] = str(record["job_id"])
             elif event == "withdrawn" and token in found:
@@ -228,7 +244,15 @@ class SweepDir:
             elif event == "replaced":
                 for submission in found.values():
                     submission["replaced"] = submission.get("replaced", frozenset()) | set(record["runs"])
-        return [Submission(**values) for values in found.values()]
+        built = {token: Submission(**values) for token, values in found.items()}
+        for token, head in heads.items():
+            built[head] = replace(built[head], successors=(*built[head].successors, built[token]))
+        return [submission for token, submission in built.items() if token not in heads]
+
+    def cut_off(self) -> list[Submission]:
+        """Submissions, successors among them, of which it is not known whether they got through."""
+        links = (link for head in self.read_submissions() for link in (head, *head.successors))
+        return [link for link in links if link.job_id is None and not link.withdrawn]
 
     def job_files(self, submission: Submission, job_id: str, rank: int) -> list[Path]:
         """What a rank of a job printed and, of rank 0, Slurm's own words: errors first."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launcher.chain import NOT_NEEDED
 from launcher.requeue import BY_THE_SHELL
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.sweepdir import SweepDir
@@ -20,6 +22,7 @@ WORKER = "launcher.runtime.worker"
 PACK_WORKER = "launcher.runtime.pack.worker"
 _TUNABLES = f'export GLIBC_TUNABLES={STREAMING}"${{GLIBC_TUNABLES:+:$GLIBC_TUNABLES}}"'
 REQUEUE = "launcher.requeue"
+SUCCESSOR = "launcher.successor"
 _SUBMITITS_NAMES = {
     "name": "job_name", "timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node",
 }  # fmt: skip
@@ -35,7 +38,7 @@ _AFTER_SRUN = """\
 code=$?
 # Where Slurm itself has ended the job its word stands. Warnings go to ranks alone: they have saved and are gone, and
 # the job goes back into the queue, as it does when a rank was killed or broke down (launcher/requeue.py decides).
-if [ "$code" -ne 0 ] && [ -z "$ended" ]; then
+if {asks}[ -z "$ended" ]; then
     {door}
     said=$?
     job="${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}"
@@ -55,13 +58,24 @@ if [ "$code" -ne 0 ] && [ -z "$ended" ]; then
         wait $!
     fi
 fi
-exit "$code"
+{at_its_end}exit "$code"
+"""
+_ENDED = """\
+if [ -n "$ended" ]; then  # who goes on need not wait for the whole array
+    {door}
+fi
+"""
+_IS_NEEDED = """\
+{successor}
+said=$?
+if [ "$said" -eq {not_needed} ]; then exit 0; fi  # nothing is left to do
+if [ "$said" -ne 0 ]; then exit "$said"; fi
 """
 _DOOR_OF_CONTAINER = """\
 if {host} -Pc 'import launcher.requeue' 2>/dev/null; then  # out here Slurm can be asked
-        {here} --code "$code"
+        {here}
     else
-        {there} --code "$code"
+        {there}
     fi"""
 _ONE_TASK = "srun --nodes=1 --ntasks=1 --ntasks-per-node=1 "
 _HAND_ON = "export SLURM_EXPORT_ENV=ALL  # srun would obey what sbatch was told of --export (sbatch(1))"
@@ -88,6 +102,10 @@ class Batch:
     """The module that each rank runs, and its options."""
     door: tuple[str, ...] = ()
     """Options of the door that is called when srun has ended."""
+    chained: bool = False
+    """Whether other jobs go on where its own end."""
+    follows: bool = False
+    """Whether its jobs are such: each finds out first whether it is needed."""
 
     @staticmethod
     def of(sweep: SweepDir, token: str, resources: Resources, count: int, logs: Path) -> Batch:
@@ -123,6 +141,9 @@ def script_text(batch: Batch, snapshot: Snapshot) -> str:
         *scratch_lines(site),
     ]
     setup += _BEFORE_SRUN.splitlines()
+    if batch.follows:
+        ask = _door(batch, snapshot, (SUCCESSOR, *batch.door))
+        setup += _IS_NEEDED.format(successor=ask, not_needed=NOT_NEEDED).splitlines()
     # With underscores, as submitit has them: an option that is given twice is then written once.
     said = (queue.pop("additional_parameters", None) or {}).items()
     other = {str(key).replace("-", "_"): value for key, value in said if value is not None and value is not False}
@@ -182,15 +203,26 @@ def _inside(batch: Batch, snapshot: Snapshot) -> str:
 
 def _after_srun(batch: Batch, snapshot: Snapshot) -> str:
     warned = str(batch.resources.queue.get("signal_delay_s", _SIGNAL_DELAY_S))
-    site, words = batch.resources.site, (REQUEUE, "--warned", warned, *batch.door)
-    host = shlex.quote(sys.executable)
+    chained = ("--chained",) if batch.chained else ()
+    words = (REQUEUE, "--warned", warned, *batch.door, *chained)
+    ended = _ENDED.format(door=_door(batch, snapshot, words, ' --code "$code" --ended'))
+    return _AFTER_SRUN.format(
+        door=_door(batch, snapshot, words, ' --code "$code"'),
+        by_the_shell=BY_THE_SHELL,
+        failed=int(ExitCode.TRAINING_FAILED),
+        asks="" if chained else '[ "$code" -ne 0 ] && ',  # where all went well, too: nobody needs to go on
+        at_its_end=ended if chained and batch.count > 1 else "",
+    )
+
+
+def _door(batch: Batch, snapshot: Snapshot, words: Sequence[str], said: str = "") -> str:
+    """What the batch shell calls to run a module of ours; ``said``: what it is told, in words of the shell."""
+    site, host = batch.resources.site, shlex.quote(sys.executable)
     if site.container.image is None:
-        door = f'{_python(batch, site.python or host, *words)} --code "$code"'
-    else:
-        step = _ONE_TASK if site.container.runtime == PYXIS else ""
-        there = f"{step}{_inside(batch, snapshot)} {_python(batch, site.python or PYTHON, *words)}"
-        door = _DOOR_OF_CONTAINER.format(host=host, here=_python(batch, host, *words), there=there)
-    return _AFTER_SRUN.format(door=door, by_the_shell=BY_THE_SHELL, failed=int(ExitCode.TRAINING_FAILED))
+        return _python(batch, site.python or host, *words) + said
+    step = _ONE_TASK if site.container.runtime == PYXIS else ""
+    there = f"{step}{_inside(batch, snapshot)} {_python(batch, site.python or PYTHON, *words)}"
+    return _DOOR_OF_CONTAINER.format(host=host, here=_python(batch, host, *words) + said, there=there + said)
 
 
 def _python(batch: Batch, python: str, module: str, *options: str) -> str:

@@ -23,6 +23,7 @@ from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Decision, Rule, decisions, nothing_to_do, require_none_failed, tell
 from launcher.submission.snapshot import Snapshot
 from launcher.submission.submit import Job, Receipt, claim_folders, require_accepted, settle, submit, told_apart
+from launcher.submission.successors import REQUEUE, Continuation
 
 _SHOWN = 20
 """Most runs that are listed one by one."""
@@ -42,6 +43,8 @@ class Wanted:
     """Have runs of one rank share jobs."""
     goal: Goal | None = None
     """Of a named sweep."""
+    continuation: Continuation = REQUEUE
+    """How its runs go on on Slurm."""
 
     @property
     def plans(self) -> list[Plan]:
@@ -129,7 +132,7 @@ def to_slurm(wanted: Wanted, slurm: Slurm) -> dict[str, Receipt]:
         with sweep.locked() as lock:
             found = _decide_with(wanted, slurm, away)
             begin = wanted.prepare(found)
-            new = submit(sweep, begin, slurm, wanted.snapshot, lock, wanted.logs, wanted.packing)
+            new = submit(sweep, begin, slurm, wanted.snapshot, lock, wanted.logs, wanted.packing, wanted.continuation)
     last = {run: job for s in sweep.read_submissions() if s.job_id and not s.withdrawn for run, job in s.jobs()}
     receipts = {d.run_id: Receipt(d.run_id, d.state, d.job_id or last.get(d.run_id), new=False) for d in found}
     receipts |= {receipt.run_id: receipt for receipt in new}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from launcher.members import Member, require_one_launcher
 from launcher.naming import default_name
 from launcher.plan import make_queued_plan, read_sections
 from launcher.runtime.errors import UserError
+from launcher.runtime.sections import typed_as
 from launcher.runtime.sweepdir import SweepDir
 from launcher.schema import LaunchConfig
 from launcher.slurm_cli import Slurm, require_slurm
@@ -22,6 +22,7 @@ from launcher.submission.reconcile import Rule
 from launcher.submission.runnable import require_runnable
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
 from launcher.submission.submit import Job
+from launcher.submission.successors import Continuation, require_no_chain
 from launcher.submission.variables import say_hints
 
 LOCAL = "submitit_local"
@@ -54,8 +55,7 @@ def dispatch(
     """
     here = require_one_launcher(members) == LOCAL
     launch = _launch_config(members)
-    if not here:
-        require_slurm(env)
+    continuation = _continuation(launch, env, here)
     sweep = _sweep_dir(launch, members[0], cwd)
     if goal is not None and (doubt := goal.doubt()):
         print(doubt, file=sys.stderr)
@@ -68,12 +68,12 @@ def dispatch(
     env = snapshot.without_live_code(env)
     slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)
-    wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule or Rule.of(launch.retry), packing, goal)
+    wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule or Rule.of(launch.retry), packing, goal, continuation)
     require_runnable(wanted, env)
     if launch.dry_run:
         from launcher.submission.dry_run import show
 
-        show(sweep, unique, snapshot, slurm, logs, wanted.rule, packing)
+        show(sweep, unique, snapshot, slurm, logs, wanted.rule, packing, continuation)
         return [None] * len(jobs)
     if slurm is None:
         metrics: Mapping[str, Any] = run_here(wanted, launch.parallel, env)
@@ -134,11 +134,20 @@ def _values(jobs: Sequence[Job], metrics: Mapping[str, Any], goal: Goal | None) 
 
 
 def _launch_config(members: Sequence[Member]) -> LaunchConfig:
-    for name in (field.name for field in dataclasses.fields(LaunchConfig)):
+    for name in typed_as(LaunchConfig).values():
         found = {str(member.values["launch"].get(name)) for member in members}
         if len(found) > 1:
             raise UserError(f"launch.{name}: differs between members ({', '.join(sorted(found))}); launch them apart")
     return read_sections(members[0].values).launch
+
+
+def _continuation(launch: LaunchConfig, env: Mapping[str, str], here: bool) -> Continuation:
+    """How runs go on; sees that what it takes is there."""
+    if here:
+        require_no_chain(launch, LOCAL)
+    else:
+        require_slurm(env)
+    return Continuation.of(launch)
 
 
 def _sweep_dir(launch: LaunchConfig, first: Member, cwd: Path) -> SweepDir:

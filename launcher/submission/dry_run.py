@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from launcher.runtime.errors import UserError
@@ -13,6 +14,7 @@ from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Rule, decisions, tell
 from launcher.submission.snapshot import Snapshot
 from launcher.submission.submit import Job, by_shape, largest_array, test_script, told_apart
+from launcher.submission.successors import REQUEUE, Continuation, hint
 
 
 def show(
@@ -23,6 +25,7 @@ def show(
     logs: Path,
     rule: Rule,
     packing: Packing | None = None,
+    continuation: Continuation = REQUEUE,
 ) -> None:
     """Print the plan, each shape's batch script and Slurm's answer to ``sbatch --test-only``.
 
@@ -31,6 +34,7 @@ def show(
         logs: folder of what jobs print.
         rule: which runs that have ended would be run again.
         packing: have runs of one rank share jobs.
+        continuation: how runs go on whose jobs are ended.
 
     Raises:
         UserError: Slurm would not take one of the shapes, or does not answer.
@@ -47,7 +51,9 @@ def show(
     print(f"# {len(todo)} would be submitted; at most {minutes / 60:.1f} GPU-hours by their time limits")
     limit = largest_array(slurm) if todo else 1
     refused = []
-    for shape in by_shape(todo):
+    shapes = by_shape(todo)
+    counts = continuation.successors([shape[0].resources for shape in shapes], slurm)
+    for shape, successors in zip(shapes, counts, strict=True):
         shared = packing if packing and packing.takes(shape[0].resources.hardware) else None
         jobs_of = shared.jobs(len(shape), limit) if shared else min(len(shape), limit)
         batch = Batch.of(sweep, "TOKEN", shape[0].resources, jobs_of, logs)
@@ -55,6 +61,9 @@ def show(
         how = f", in {arrays} arrays" if arrays > 1 else ""
         if shared:
             batch, how = batch.packed(shared.beside), f", shared by {batch.count} jobs"
+        if successors:
+            batch = replace(batch, chained=True)
+            how += f", each job followed by {successors} successors (--dependency=afterany:JOB, one after the other)"
         refused += _show_shape(f"{len(shape)} runs like this{how}", batch, snapshot, slurm)
     if refused:
         raise UserError("; ".join(refused))
@@ -73,6 +82,6 @@ def _show_shape(title: str, batch: Batch, snapshot: Snapshot, slurm: Slurm) -> l
     except SlurmAway:
         raise
     except SlurmError as error:
-        print(f"# refused: {error}")
-        return [str(error)]
+        print(f"# refused: {error}{hint(error)}")
+        return [f"{error}{hint(error)}"]
     return []

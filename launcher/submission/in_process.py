@@ -15,6 +15,7 @@ from launcher.runtime.plan import Plan
 from launcher.runtime.sweepdir import SweepDir
 from launcher.submission.dispatch import snapshot_of
 from launcher.submission.reconcile import Decision, Rule, decisions, tell
+from launcher.submission.successors import require_no_chain
 
 
 def rule_of(member: Member) -> Rule:
@@ -26,12 +27,13 @@ def rule_of(member: Member) -> Rule:
     return Rule.of(read_sections(member.values).launch.retry)
 
 
-def require_unpacked(member: Member) -> None:
-    """See that ``launch.pack`` is not asked for where there are no workers to share members.
+def require_no_jobs(member: Member) -> None:
+    """See that nothing is asked for that only jobs have: to share members (``launch.pack``), to go on by a chain.
 
     Raises:
         UserError: it is.
     """
+    require_no_chain(read_sections(member.values).launch, "basic")
     if (pack := member.values["launch"].get("pack")) is not None:
         raise UserError(
             f"launch.pack={pack}: is for jobs that share members, and hydra/launcher=basic has none; on this machine "
@@ -43,9 +45,9 @@ def foretell(members: Sequence[Member]) -> None:
     """Say on stderr what will be done about all of ``members`` before the first one is begun.
 
     Raises:
-        UserError: they are to be packed.
+        UserError: they ask for what only jobs have.
     """
-    require_unpacked(members[0])
+    require_no_jobs(members[0])
     sweeps: dict[SweepDir, dict[str, Plan]] = {}
     for member in members:
         with suppress(UserError):  # said when its turn comes: the others still run

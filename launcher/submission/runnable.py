@@ -66,7 +66,9 @@ def _mark(target: str, snapshot: Snapshot, env: Mapping[str, str]) -> Path:
 
 def _has_this_python(job: Job) -> bool:
     site = job.resources.site
-    return site.python is None and site.container.runtime is None and not site.setup and not job.resources.queue.get("setup")
+    return (
+        site.python is None and site.container.image is None and not site.setup and not job.resources.queue.get("setup")
+    )
 
 
 def require_here(plan: Plan, env: Mapping[str, str]) -> None:

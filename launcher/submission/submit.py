@@ -25,6 +25,7 @@ from launcher.submission.packing import Packing
 from launcher.submission.reconcile import require_same_science
 from launcher.submission.resources import Resources
 from launcher.submission.snapshot import Snapshot
+from launcher.submission.successors import REQUEUE, Continuation, follow, hint
 from launcher.submission.variables import export_option
 
 _LAUNCHING = ("launch.", "hydra.", "hydra/", "+hydra.", "checkpoint.at_end=")
@@ -61,6 +62,7 @@ def submit(
     lock: int,
     logs: Path,
     packing: Packing | None = None,
+    continuation: Continuation = REQUEUE,
 ) -> list[Receipt]:
     """Submit ``jobs``, each of which was decided to begin; the caller holds the sweep's lock and has settled it.
 
@@ -68,6 +70,7 @@ def submit(
         lock: descriptor of the lock, which sbatch keeps open.
         logs: folder of what jobs print.
         packing: have runs of one rank share jobs.
+        continuation: how runs go on whose jobs are ended.
 
     Raises:
         SlurmAway: slurmctld does not answer; what is not submitted stays PLANNED.
@@ -75,9 +78,16 @@ def submit(
     """
     answer: dict[str, Receipt] = {}
     limit = largest_array(slurm) if jobs else 0
-    for shape in by_shape(jobs):
-        batcher = _Batcher(sweep, shape, snapshot, slurm, lock, logs, packing)
+    shapes = by_shape(jobs)
+    counts = continuation.successors([shape[0].resources for shape in shapes], slurm)
+    batchers = [
+        _Batcher(sweep, shape, snapshot, slurm, lock, logs, packing, successors=count)
+        for shape, count in zip(shapes, counts, strict=True)
+    ]
+    for batcher in batchers:
         answer |= {receipt.run_id: receipt for receipt in batcher.submit(limit)}
+    for batcher in batchers:  # last: where Slurm takes no more, runs come before successors
+        batcher.add_successors()
     return [answer[job.plan.run_id] for job in jobs]
 
 
@@ -131,7 +141,7 @@ def require_accepted(sweep: SweepDir, jobs: Sequence[Job], slurm: Slurm, snapsho
         except SubmitLimit:
             continue  # not now: they stay planned
         except SlurmError as error:
-            raise SlurmError(f"{error} (asked for: {resources})") from None
+            raise SlurmError(f"{error} (asked for: {resources}){hint(error)}") from None
 
 
 def test_script(slurm: Slurm, text: str) -> str:
@@ -158,10 +168,7 @@ def settle(sweep: SweepDir, slurm: Slurm) -> None:
         UserError: runs of this sweep may be jobs of another cluster.
     """
     _require_same_cluster(sweep, slurm)
-    for submission in sweep.read_submissions():
-        if submission.job_id is not None or submission.withdrawn:
-            continue
-        token = submission.token
+    for token in (submission.token for submission in sweep.cut_off()):
         job_id = _started_as(sweep, token) or slurm.submitted_as(sweep.script(token))
         if job_id is not None:
             sweep.add_event("submitted", token, job_id=job_id)
@@ -223,10 +230,12 @@ class _Batcher:
         logs: Path,
         packing: Packing | None,
         own: OwnWorkers | None = None,
+        successors: int = 0,
     ) -> None:
         self._sweep, self._jobs, self._snapshot, self._slurm = sweep, list(jobs), snapshot, slurm
         self._lock, self._logs, self._own = lock, logs, own
         self._packing = packing if packing and packing.takes(jobs[0].resources.hardware) else None
+        self._successors, self._sent = successors, dict[Submission, Sequence[Job]]()
 
     def submit(self, limit: int) -> Iterator[Receipt]:
         """Submit in arrays of at most ``limit`` elements, smaller ones where Slurm takes no more jobs of this user."""
@@ -255,10 +264,22 @@ class _Batcher:
 
     def _submit(self, jobs: Sequence[Job], workers: int | None = None) -> list[Receipt]:
         """``workers``: jobs that share the runs; None: each has one of its own."""
-        return [Receipt(run, "SUBMITTED", name, new=True) for run, name in self.send(jobs, workers).jobs()]
+        sent = self.send(jobs, workers)
+        self._sent[sent] = jobs
+        return [Receipt(run, "SUBMITTED", name, new=True) for run, name in sent.jobs()]
 
-    def send(self, jobs: Sequence[Job], workers: int | None) -> Submission:
-        """As ``_submit``; one call of sbatch, once it had an answer."""
+    def add_successors(self) -> None:
+        """Submit the successors of each array that was sent, as many of them as Slurm takes."""
+
+        def send(last: Submission, head: Submission) -> Submission:
+            return self.send(self._sent[head], head.workers, head, (f"--dependency=afterany:{last.job_id}",))
+
+        follow(list(self._sent), self._successors, send)
+
+    def send(
+        self, jobs: Sequence[Job], workers: int | None, head: Submission | None = None, options: Sequence[str] = ()
+    ) -> Submission:
+        """As ``_submit``; one call of sbatch, once it had an answer. ``head``: it goes on with what that began."""
         token = ""
 
         def call() -> str:
@@ -267,10 +288,11 @@ class _Batcher:
                 if found := self._slurm.once().submitted_as(self._sweep.script(token)):
                     return found
                 _withdraw(self._sweep, token, "sbatch had no answer")
-            token = self._write_down(jobs, workers)
+            token = self._write_down(jobs, workers, head)
             resources = self._jobs[0].resources
             slurm = self._slurm.handing_on(resources.site.known_secrets)
-            return slurm.sbatch(self._sweep.script(token), export_option(resources, slurm.export), (self._lock,))
+            options_too = (*options, *export_option(resources, slurm.export))
+            return slurm.sbatch(self._sweep.script(token), options_too, keep_open=(self._lock,))
 
         try:
             job_id = with_patience(call)
@@ -285,24 +307,27 @@ class _Batcher:
     def _runs(self, jobs: Sequence[Job]) -> tuple[str, ...]:
         return () if self._own else tuple(job.plan.run_id for job in jobs)
 
-    def _write_down(self, jobs: Sequence[Job], workers: int | None) -> str:
-        """Plans, script and intent of a new submission, durably; returns its token."""
-        token = uuid.uuid4().hex[:12]
-        write_plans(self._sweep.plans(token), (job.plan.to_json() for job in jobs))
-        runs = self._runs(jobs)
-        if workers is not None:
+    def _write_down(self, jobs: Sequence[Job], workers: int | None, head: Submission | None) -> str:
+        """Plans, script and intent of a new submission, durably; returns its token. Plans and queue may be a head's."""
+        token, runs = uuid.uuid4().hex[:12], self._runs(jobs)
+        if head is None:
+            write_plans(self._sweep.plans(token), (job.plan.to_json() for job in jobs))
+        if workers is not None and head is None:
             Queue(self._sweep.queue(token)).fill(entry_name(index) for index in range(len(runs)))
         if self._own is not None:
             self._own.prepare(token)
-        self._write_script(token, workers or len(jobs))
+        self._write_script(token, workers or len(jobs), head)
         logs = None if self._logs == self._sweep.job_logs else str(self._logs)
         conf = self._slurm.slurm_conf
-        self._sweep.add_event("intent", token, runs=list(runs), slurm_conf=conf, logs=logs, workers=workers)
+        said = {"slurm_conf": conf, "logs": logs, "workers": workers} | ({"follows": head.token} if head else {})
+        self._sweep.add_event("intent", token, runs=list(runs), **said)
         return token
 
-    def _write_script(self, token: str, count: int) -> None:
+    def _write_script(self, token: str, count: int, head: Submission | None) -> None:
         sweep, resources = self._sweep, self._jobs[0].resources
-        batch = Batch.of(sweep, token, resources, count, self._logs)
+        batch = replace(Batch.of(sweep, token, resources, count, self._logs), chained=self._successors > 0)
+        if head is not None:
+            batch = replace(batch, plans=sweep.plans(head.token), follows=True)
         if self._packing is not None:
             batch = batch.packed(self._packing.beside)
         if self._own is not None:

@@ -29,7 +29,8 @@ class FakeSlurm:
 
     def __init__(self, folder: Path, **state: object) -> None:
         """``state``: ``max_array`` (MaxArraySize), ``max_submit``, ``accounting``, ``partitions``,
-        ``at_once`` (jobs have run when sbatch answers), ``test_counts`` (--test-only looks at max_submit too)."""
+        ``at_once`` (jobs have run when sbatch answers), ``test_counts`` (--test-only looks at max_submit too),
+        ``config`` and ``partition_settings`` (more of what scontrol shows)."""
         folder.mkdir(parents=True)
         self._file = folder / "state.json"
         self.bin = folder / "bin"
@@ -46,6 +47,8 @@ class FakeSlurm:
                     **defaults,
                     "test_counts": False,
                     "at_once": False,
+                    "config": {},
+                    "partition_settings": {},
                     "next": 100,
                     "jobs": {},
                     "calls": [],
@@ -117,7 +120,7 @@ def main(name: str, folder: Path, words: list[str]) -> int:
             (folder / "go").read_text()
         elif fault and fault["when"] == "before":
             return _go_wrong(fault, name)
-        commands = {"sbatch": _sbatch, "squeue": _squeue, "sacct": _sacct, "scontrol": _scontrol, "scancel": _none}
+        commands = {"sbatch": _sbatch, "squeue": _squeue, "sacct": _sacct, "scontrol": _scontrol, "scancel": _scancel}
         code, out, err = commands[name](state, words)
         file.write_text(json.dumps(state))
     if fault and fault["when"] == "after" and fault["do"] != "kill-and-wait":
@@ -207,10 +210,22 @@ def _sacct(state: dict, words: list[str]) -> tuple[int, str, str]:
 
 
 def _scontrol(state: dict, words: list[str]) -> tuple[int, str, str]:
-    return 0, f"Configuration data\nMaxArraySize            = {state['max_array']}\n", ""
+    if words[:2] == ["show", "partition"]:
+        shown = state["partition_settings"].items()
+        return 0, "".join(f"PartitionName={name} {settings}\n" for name, settings in shown), ""
+    if words[:2] == ["show", "job"]:
+        found = {name: element for name, _, element in _elements(state)}
+        if words[-1] not in found:
+            return 1, "", "slurm_load_jobs error: Invalid job id specified\n"
+        return 0, f"JobId={words[-1]} JobState={found[words[-1]]} Restarts=0\n", ""
+    settings = {"MaxArraySize": state["max_array"], **state["config"]}
+    return 0, "Configuration data\n" + "".join(f"{name:<23} = {value}\n" for name, value in settings.items()), ""
 
 
-def _none(state: dict, words: list[str]) -> tuple[int, str, str]:
+def _scancel(state: dict, words: list[str]) -> tuple[int, str, str]:
+    for name, job, element in _elements(state):
+        if name in words and element == "PENDING":
+            job["states"][int(name.partition("_")[2] or 0)] = "CANCELLED"
     return 0, "", ""
 
 

@@ -61,6 +61,12 @@ def test_low_is_preempted_by_high_with_a_grace_and_a_user_signal():
     assert {"PriorityTier=10", "PreemptMode=OFF"} <= set(high)
 
 
+def test_a_cluster_may_cancel_what_it_preempts():
+    conf = settings(slurm_conf(Spec(requeue=False), site(4), LAYOUT))
+    assert (conf["JobRequeue"], conf["PreemptMode"]) == ("0", "CANCEL")
+    assert "PreemptMode=CANCEL" in conf["PartitionName=low"].split()
+
+
 def test_a_requeued_job_starts_again_soon():
     conf = settings(slurm_conf(Spec(), site(4), LAYOUT))
     assert conf["AuthInfo"].endswith("cred_expire=5")

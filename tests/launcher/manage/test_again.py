@@ -363,3 +363,16 @@ def test_the_local_queue_takes_todays_code(command, tmp_path):
     said = [[line.split()[1] for line in f.read_text().splitlines()] for f in tmp_path.glob("runs/queue/*/said.0")]
     assert sorted(said) == [["first"], ["first", "second"]]
     assert len(list(tmp_path.glob("runs/queue/code/*"))) == 2
+
+
+def test_runs_that_were_to_go_on_in_other_ways_are_launched_apart():
+    from types import SimpleNamespace
+
+    from launcher.manage.again import _groups
+
+    def run(**launch):
+        member = SimpleNamespace(values={"site": {}, "launch": launch}, launcher="submitit_slurm", queue={})
+        return SimpleNamespace(old=SimpleNamespace(slurm_conf=None, sweep="s"), member=member)
+
+    runs = [run(), run(**{"continue": "chain"}), run(**{"continue": "chain", "chain": 2}), run(**{"continue": "chain"})]
+    assert [len(group) for group in _groups(runs)] == [1, 2, 1]

@@ -202,3 +202,24 @@ def test_bad_usage(words):
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == ExitCode.USAGE
+
+
+def test_cancel_ends_the_whole_chain_of_a_run_by_any_of_its_jobs(slurm, tmp_path, capsys):
+    sweep = MadeSweep(tmp_path / "runs" / "chain")
+    runs = ("aaa1", "bbb2")
+    for run in runs:
+        sweep.run(run)
+    sweep.submitted(*runs)
+    sweep.submitted(*runs, job="13", token="t2", follows="t1")
+    sweep.submitted(*runs, job="14", token="t3", follows="t1")
+    sweep.started("aaa1", "12_0")
+    sweep.status("aaa1", "PREEMPTED")
+    slurm.queue(("12_0", "PREEMPTED"), ("12_1", "RUNNING"), *((f"1{n}_{i}", "PENDING") for n in (3, 4) for i in (0, 1)))
+    assert main(["cancel", "13_0"]) == 0
+    assert slurm.called("scancel") == ["scancel --quiet 12_0 13_0 14_0"]
+    assert sweep.dir.read_cancelled() == {"12_0", "13_0", "14_0"}
+    assert sweep.dir.read_cancelled("t2") == {"13_0"}, "each job looks for its own submission's"
+    slurm.queue(("12_1", "RUNNING"))
+    capsys.readouterr()
+    assert main(["status", "runs/chain", "--json"]) == 0
+    assert [row["state"] for row in json.loads(capsys.readouterr().out)] == ["CANCELLED", "RUNNING"]

@@ -197,3 +197,20 @@ def test_a_dry_run_changes_nothing(sweep, slurm, capsys):
     assert main(["cancel", "runs/demo", "--dry-run"]) == 0
     assert "would cancel 4 packed runs" in capsys.readouterr().out
     assert sweep.queue.list_waiting() == [entry_name(i) for i in range(4)] and not slurm.called("scancel")
+
+
+def test_successors_of_workers_are_workers(sweep, slurm):
+    sweep.submitted(*RUNS, workers=2, job="13", token="t2", follows="t1")
+    sweep.claimed("aaa1", "12_0")
+    slurm.queue(("12_0", "PREEMPTED"), ("12_1", "FAILED"), ("13_0", "PENDING"), ("13_1", "PENDING"), script="/w/t2.sh")
+    found = sweep.states(slurm)
+    assert [found[run].state for run in RUNS] == ["REQUEUED", "SUBMITTED", "SUBMITTED", "SUBMITTED"]
+    sweep.given_back("aaa1", "12_0")
+    assert sweep.states(slurm)["aaa1"].state == "REQUEUED"
+    assert sweep.queue.claim(entry_name(0), "13_1")
+    sweep.started("aaa1", "13_1")
+    sweep.status("aaa1", "RUNNING")
+    slurm.queue(("13_1", "RUNNING"), script="/w/t2.sh")
+    assert (sweep.states(slurm)["aaa1"].state, sweep.states(slurm)["bbb2"].state) == ("RUNNING", "SUBMITTED")
+    assert main(["cancel", *RUNS, "--grace", "0"]) == 0
+    assert [call.split()[2:] for call in slurm.called("scancel")] == [["12_[0-1]", "13_[0-1]"]]

@@ -296,3 +296,45 @@ def test_slurm_away_and_slurm_absent_leave_one_line_and_our_own_files(sweep, slu
     assert "there is no such file" in seen.problems[0]
     with pytest.raises(UserError, match="Unable to contact"):
         state_of(sweep, slurm)
+
+
+def in_chain(sweep, said, started=("12",), handed=""):
+    """One run with jobs 12, 13 and 14, of which each goes on where the one before ends."""
+    sweep.run("aaa", "x=1")
+    sweep.submitted("aaa")
+    for number in (3, 4):
+        sweep.submitted("aaa", job=f"1{number}", token=f"t{number}", follows="t1")
+    if said:
+        sweep.status("aaa", said)
+    for job in started:
+        sweep.started("aaa", job)
+    if handed:
+        sweep.dir.run("aaa").add_attempt_event(event="requeue", job_id=started[-1], reason="preempted", next=handed)
+
+
+@pytest.mark.parametrize(
+    ("said", "started", "handed", "queue", "state", "job", "reason"),
+    [
+        (None, (), "", "PENDING PENDING PENDING", "SUBMITTED", "12", "Dependency"),
+        ("RUNNING", ("12",), "", "RUNNING PENDING PENDING", "RUNNING", "12", ""),
+        ("RUNNING", ("12",), "", "PENDING PENDING PENDING", "REQUEUED", "12", "Dependency"),  # by Slurm itself
+        ("REQUEUED", ("12",), "13", "RUNNING PENDING PENDING", "REQUEUED", "13", "goes on in job 13 (Dependency)"),
+        ("REQUEUED", ("12",), "13", "FAILED PENDING PENDING", "REQUEUED", "13", "goes on in job 13 (Dependency)"),
+        ("PREEMPTED", ("12",), "", "PREEMPTED PENDING PENDING", "REQUEUED", "13", "goes on in job 13 (Dependency)"),
+        ("RUNNING", ("12",), "", "NODE_FAIL PENDING PENDING", "REQUEUED", "13", "goes on in job 13 (Dependency)"),
+        ("RUNNING", ("12",), "", "NODE_FAIL CANCELLED PENDING", "REQUEUED", "14", "goes on in job 14 (Dependency)"),
+        (None, (), "", "PREEMPTED PENDING PENDING", "SUBMITTED", "13", "goes on in job 13 (Dependency)"),
+        ("RUNNING", ("12", "13"), "", "FAILED RUNNING PENDING", "RUNNING", "13", ""),
+        ("REQUEUED", ("12",), "13", "FAILED RUNNING PENDING", "REQUEUED", "13", ""),
+        ("PREEMPTED", ("12",), "", "CANCELLED PENDING PENDING", "CANCELLED", "12", ""),
+        ("FAILED", ("12",), "", "FAILED PENDING PENDING", "FAILED", "12", ""),
+        ("COMPLETED", ("12",), "", "COMPLETED PENDING PENDING", "COMPLETED", "12", ""),
+        ("REQUEUED", ("12",), "13", "FAILED CANCELLED CANCELLED", "CANCELLED", "13", ""),
+    ],
+)
+def test_a_run_waits_for_its_successor(sweep, slurm, said, started, handed, queue, state, job, reason):
+    in_chain(sweep, said, started, handed)
+    slurm.queue(*zip(("12", "13", "14"), queue.split(), strict=True), reason="Dependency")
+    found = state_of(sweep, slurm)
+    assert (found.state, found.job_id, found.reason) == (state, job, reason)
+    assert found.is_active == (state in ("SUBMITTED", "RUNNING", "REQUEUED")), "the same command adopts it"
