@@ -43,6 +43,7 @@ def run_job(
     *,
     visible: bool = True,
     listener: Tracker | None = None,
+    preflight: bool = False,
 ) -> Outcome:
     """Run one attempt of ``plan`` as the rank that ``env`` describes. A COMPLETED run is left as it is.
 
@@ -53,6 +54,7 @@ def run_job(
         env: this process's environment; the network interface to use is set in it where nobody has.
         visible: whether rank 0 shows its log and its progress on stderr too.
         listener: a tracker of the caller's on rank 0. It may end the run for good (``stop.end``): it has heard enough.
+        preflight: try the nodes before the task is called, where the config says so and this is a step of Slurm's.
 
     Raises:
         UserError: the run directory is another run's, is in use, or the task refused its input.
@@ -84,7 +86,8 @@ def run_job(
             env.setdefault(name, value)
         if world.nodes > 1 or interface:
             set_interface(env, interface, interface_to(meeting.address, Machine()) if meeting.address else None)
-        return run_attempt(plan, world, stop, meter, meeting, lease, listener)
+        preflight = preflight and world.source == "slurm" and plan.settings().preflight.enabled
+        return run_attempt(plan, world, stop, meter, meeting, lease, listener, preflight=preflight)
 
 
 def claim(plan: Plan) -> None:
