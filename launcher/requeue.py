@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from launcher.avoiding import NodesOfJob
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
 from launcher.runtime.pack.queue import Queue
 from launcher.runtime.pack.trying import judge_worker
@@ -113,9 +114,9 @@ def _arguments() -> argparse.Namespace:
 class _OneRun:
     """A job that trains one run, as the door sees it."""
 
-    def __init__(self, plan: Plan, job: str, restarts: int, refusal: Path) -> None:
+    def __init__(self, plan: Plan, job: str, restarts: int, refusal: Path, nodes: NodesOfJob) -> None:
         self.rundir, self.limits, self._job, self._restarts = plan.rundir, limits_of(plan), job, restarts
-        self._refusal = refusal
+        self._refusal, self._nodes = refusal, nodes
         self._before: dict[str, Any] = {}
 
     def what_broke(self, code: int) -> tuple[int, str]:
@@ -136,11 +137,18 @@ class _OneRun:
         if self.rundir.state() != "COMPLETED":
             self.rundir.say_state("PREEMPTED", f"{reason}; the same command goes on")
 
-    def requeued(self, reason: str) -> None:
+    def requeued(self, reason: str, slurm: Slurm | None) -> None:
         self.rundir.path.mkdir(parents=True, exist_ok=True)
         self._before = self.rundir.read_status()
-        record(self.rundir, self._job, reason)
+        at_fault = self._nodes.culprit() if reason.startswith(BROKE_DOWN) else None
+        if slurm:
+            _patiently(lambda: self._nodes.exclude(at_fault, reason, slurm))
+        record(self.rundir, self._job, reason, at_fault.node if at_fault else None)
         self.rundir.say_state("REQUEUED", reason)
+        self._nodes.stay_alive()
+
+    def was_requeued(self, slurm: Slurm) -> None:
+        self._nodes.keep_off(slurm)
 
     def not_requeued(self) -> None:
         """Somebody was faster, or it is being cancelled."""
@@ -172,8 +180,11 @@ class _Worker:
 
     stay = give_up
 
-    def requeued(self, reason: str) -> None:
+    def requeued(self, reason: str, slurm: Slurm | None) -> None:
         self._queue.add_event(self._job, "requeue", reason=reason)
+
+    def was_requeued(self, slurm: Slurm) -> None:
+        """Members of many runs: no node is one's own to avoid."""
 
     def not_requeued(self) -> None:
         """Nothing was said in a file of a run."""
@@ -192,7 +203,9 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     if args.packed:
         subject = _Worker(plan, Queue(sweep.queue(args.plans.stem)), job, restarts)
     else:
-        subject = _OneRun(plan, job, restarts, sweep.refusal(args.plans.stem, job, str(restarts)))
+        token, most = args.plans.stem, limits_of(plan).max_excluded
+        nodes = NodesOfJob(plan.rundir, sweep, token, job, restarts, most, env)
+        subject = _OneRun(plan, job, restarts, sweep.refusal(token, job, str(restarts)), nodes)
 
     def cancelled() -> bool:
         return job in sweep.read_cancelled(args.submission)
@@ -215,11 +228,13 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     if not decision.requeue:
         subject.stay(decision.reason)
         return ExitCode.USER_ERROR
-    subject.requeued(decision.reason)
+    subject.requeued(decision.reason, slurm)
     if slurm is None:
         return BY_THE_SHELL
     try:
-        if not _patiently(lambda: _ask(slurm, job, restarts, cancelled)):
+        if _patiently(lambda: _ask(slurm, job, restarts, cancelled)):
+            subject.was_requeued(slurm)
+        else:
             subject.not_requeued()
         return ExitCode.DONE
     except SlurmError as error:
