@@ -12,6 +12,7 @@ import yaml
 
 from launcher.runtime.address import Machine, interface_to
 from launcher.runtime.attempt import Outcome, run_attempt
+from launcher.runtime.bad_nodes import exclusions
 from launcher.runtime.console import Meter, logging_to
 from launcher.runtime.environment import drift
 from launcher.runtime.errors import ExitCode, Stopped, TrainingFailed, UserError
@@ -82,6 +83,9 @@ def run_job(
         stack.callback(meter.close)
         if world.is_main and (changes := drift(plan.environment)):
             log.warning("the environment is not the one that was planned: %s", "; ".join(changes))
+        if preflight and world.is_main:
+            for one in exclusions(plan.rundir.attempt_events(), plan.settings().requeue.max_excluded):
+                log.warning("this run avoids %s: %s", one.node, one.reason)
         for name, value in flight_recorder_env(plan.rundir.flight_prefix).items():
             env.setdefault(name, value)
         if world.nodes > 1 or interface:
