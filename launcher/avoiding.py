@@ -34,6 +34,10 @@ class NodesOfJob:
     """``requeue.max_excluded``."""
     env: Mapping[str, str]
 
+    def avoided(self) -> list[str]:
+        """The nodes that the run avoids; a job that takes this one's place avoids them too."""
+        return [one.node for one in exclusions(self.rundir.attempt_events(), self.most)]
+
     def culprit(self) -> Culprit | None:
         """The node on which this start broke down; None: that cannot be told."""
         first = first_of_start(self.rundir, self.job, self.restarts)
@@ -59,17 +63,28 @@ class NodesOfJob:
         found = to_exclude(events, at_fault, reason, self.most)
         if found is None:
             return
-        nodes = [one.node for one in (*exclusions(events, self.most), found)]
-        avoided = slurm.show_job(self.job).get("ExcNodeList", "(null)")
-        if refusal := refused(slurm, self.sweep, self.token, [*([] if avoided == "(null)" else [avoided]), *nodes]):
+        users = slurm.show_job(self.job).get("ExcNodeList", "").replace("(null)", "")
+        if refusal := self._refusal(slurm, [*([users] if users else []), *self.avoided(), found.node]):
             print(f"node {found.node} is not excluded: {refusal}", file=sys.stderr, flush=True)
             return
         print(f"node {found.node} is excluded: {found.reason}", file=sys.stderr, flush=True)
         exclude(self.rundir, self.job, found)
 
+    def _refusal(self, slurm: Slurm, nodes: Sequence[str]) -> str:
+        """Why Slurm would not take the job without ``nodes``; empty: it would."""
+        try:
+            slurm.test(self.sweep.script(self.token), [f"--exclude={','.join(nodes)}"])
+        except SlurmAway:
+            raise
+        except SubmitLimit:  # of how many jobs a user has: this one is there
+            return ""
+        except SlurmError as error:
+            return str(error)
+        return ""
+
     def keep_off(self, slurm: Slurm) -> None:
-        """Tell Slurm, of a job that was just requeued, which nodes the run avoids; it may be in the way of nothing."""
-        nodes = [one.node for one in exclusions(self.rundir.attempt_events(), self.most)]
+        """Tell Slurm, of a job that was just requeued, which nodes the run avoids; should it not take that, that is said."""
+        nodes = self.avoided()
         if not nodes:
             return
         try:
@@ -82,22 +97,5 @@ class NodesOfJob:
 
         Only where there is; KillWait is time enough for it.
         """
-        if exclusions(self.rundir.attempt_events(), self.most):
+        if self.avoided():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def refused(slurm: Slurm, sweep: SweepDir, token: str, nodes: Sequence[str]) -> str:
-    """Why Slurm would not take a job of the submission ``token`` without ``nodes``; empty: it would.
-
-    Raises:
-        SlurmAway: it does not answer.
-    """
-    try:
-        slurm.test(sweep.script(token), [f"--exclude={','.join(nodes)}"])
-    except SlurmAway:
-        raise
-    except SubmitLimit:  # of how many jobs a user has
-        return ""
-    except SlurmError as error:
-        return str(error)
-    return ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.environment import uncommitted
@@ -16,10 +16,10 @@ from launcher.named_sweep import as_typed
 from launcher.runtime.errors import UserError
 from launcher.runtime.files import write_atomic
 from launcher.runtime.plan import Plan
-from launcher.runtime.policy import limits_of
 from launcher.runtime.sweepdir import SweepDir
-from launcher.slurm_cli import Slurm, SlurmAway, SlurmError
+from launcher.slurm_cli import Slurm, SlurmAway
 from launcher.submission.goal import Goal, only
+from launcher.submission.keep_off import keep_off
 from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Decision, Rule, decisions, nothing_to_do, require_none_failed, tell
 from launcher.submission.snapshot import Snapshot
@@ -70,29 +70,6 @@ class Wanted:
             self.record(begin)
         self.sweep.add_members((job.plan.run_id, job.overrides) for job in self.jobs)
         return begin
-
-    def keep_off(self, jobs: Sequence[Job], found: Sequence[Decision], slurm: Slurm) -> list[Job]:
-        """``jobs``, each off the nodes on which its run broke down, where Slurm has others; said on stderr.
-
-        Packed runs share their jobs, and avoid none.
-        """
-        avoids = {d.run_id: d.avoids for d in found if d.avoids and d.action != "anew"}
-        return [self._kept_off(job, avoids[run], slurm) if (run := job.plan.run_id) in avoids else job for job in jobs]
-
-    def _kept_off(self, job: Job, nodes: Sequence[str], slurm: Slurm) -> Job:
-        nodes = nodes[: limits_of(job.plan).max_excluded]
-        if not nodes or (self.packing and self.packing.takes(job.resources.hardware)):
-            return job
-        other = replace(job, resources=job.resources.without_nodes(nodes))
-        try:
-            require_accepted(self.sweep, [other], slurm, self.snapshot, self.logs)
-        except SlurmAway:
-            raise
-        except SlurmError as error:
-            print(f"run {job.plan.rundir.path}: does not avoid {','.join(nodes)}: {error}", file=sys.stderr)
-            return job
-        print(f"run {job.plan.rundir.path}: avoids {','.join(nodes)}, where it broke down before", file=sys.stderr)
-        return other
 
     def record(self, jobs: Sequence[Job]) -> None:
         """Write down everything that ``jobs`` will need, and what was asked for."""
@@ -152,7 +129,8 @@ def to_slurm(wanted: Wanted, slurm: Slurm) -> dict[str, Receipt]:
         away = _refusal(wanted, slurm) if not sweep.submissions.exists() else None
         with sweep.locked() as lock:
             found = _decide_with(wanted, slurm, away)
-            begin = wanted.keep_off(wanted.prepare(found), found, slurm)
+            begin = wanted.prepare(found)
+            begin = keep_off(sweep, begin, found, slurm, wanted.snapshot, wanted.logs, wanted.packing)
             new = submit(sweep, begin, slurm, wanted.snapshot, lock, wanted.logs, wanted.packing)
     last = {run: job for s in sweep.read_submissions() if s.job_id and not s.withdrawn for run, job in s.jobs()}
     receipts = {d.run_id: Receipt(d.run_id, d.state, d.job_id or last.get(d.run_id), new=False) for d in found}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 
 from launcher.manage.states import run_states
 from launcher.manage.survey import survey
+from launcher.manage.table import lines, records
 from launcher.manage.targets import Target
+from launcher.runtime.bad_nodes import Exclusion
 from launcher.runtime.errors import UserError
 from launcher.slurm_cli import Slurm
 from tests.launcher.made_sweep import MadeSweep
@@ -296,3 +301,16 @@ def test_slurm_away_and_slurm_absent_leave_one_line_and_our_own_files(sweep, slu
     assert "there is no such file" in seen.problems[0]
     with pytest.raises(UserError, match="Unable to contact"):
         state_of(sweep, slurm)
+
+
+def test_the_nodes_that_a_run_avoids_are_told_with_why(sweep, slurm):
+    own(sweep, "REQUEUED")
+    sweep.dir.run("aaa").add_attempt_event(event="exclude", node="n2", reason="broke down: oh")
+    slurm.queue(("12", "PENDING"))
+    state = state_of(sweep, slurm)
+    assert (state.state, state.excluded) == ("REQUEUED", (Exclusion("n2", "broke down: oh"),))
+    (record,) = records([(sweep.dir, state)])
+    assert json.loads(json.dumps(record))["excluded"] == [{"node": "n2", "reason": "broke down: oh"}]
+    head, line = lines([(sweep.dir, state)])
+    assert "avoids" in head and line[head.index("avoids") :].startswith("n2")
+    assert "avoids" not in lines([(sweep.dir, dataclasses.replace(state, excluded=()))])[0]
