@@ -50,7 +50,7 @@ class NodesOfJob:
         if submission is None:
             return None
         errors = self.sweep.job_files(submission, self.job, 0)[0]
-        task = first_task(tail_of(errors).rpartition("DUE TO JOB REQUEUE")[2])
+        task = first_task(tail_of(errors).rpartition("*** JOB ")[2])  # so slurmstepd ends what an earlier start said
         return task.host if task else None
 
     def exclude(self, at_fault: Culprit | None, reason: str, slurm: Slurm) -> None:
@@ -83,7 +83,7 @@ class NodesOfJob:
         return ""
 
     def keep_off(self, slurm: Slurm) -> None:
-        """Tell Slurm, of a job that was just requeued, which nodes the run avoids; should it not take that, that is said."""
+        """Tell Slurm which nodes the run avoids, of a job that was just requeued; where it refuses, that is said."""
         nodes = self.avoided()
         if not nodes:
             return

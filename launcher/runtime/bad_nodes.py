@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from launcher.runtime.errors import Stopped
 from launcher.runtime.failures import AllReduceFailed, Hung, NodeFailed
 from launcher.runtime.rundir import RunDir
 
@@ -57,7 +58,7 @@ def culprit(first: Event | None, only_node: str | None, killed_on: Callable[[], 
     kind = str(first.get("kind")) if first else ""
     if first and kind == NodeFailed.__name__:
         return Culprit(str(first.get("host")), certain=True)
-    if first is None or first.get("after_another"):
+    if first is None or first.get("after_another") or kind == Stopped.__name__:
         node = only_node or killed_on()
     else:
         node = only_node or (None if kind in _ANYWHERE else str(first.get("host")))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from launcher.runtime.errors import ExitCode
+from launcher.runtime.errors import ExitCode, Stopped
 from launcher.runtime.failures import BROKE, first_failure
 from launcher.runtime.plan import Plan
 from launcher.runtime.progress import began_since_requeue, requeues, starts, without_progress
@@ -85,7 +85,9 @@ def what_broke(rundir: RunDir, job: str, code: int, restarts: int) -> tuple[int,
     first, words = first_of_start(rundir, job, restarts), killed_or_code(code)
     if first is None:
         return code, words
-    if first.get("after_another"):
+    # srun asks the others to stop when one was killed; while they wait for it they do so without a word of a peer.
+    stopped = first.get("kind") == Stopped.__name__ and code > 128 and code not in STOPPED
+    if first.get("after_another") or stopped:
         return (code, words) if code > 128 else (ExitCode.BUG, "a rank was killed, or its node was lost")
     said = f"rank {first.get('rank')} on {first.get('host')}: {first.get('kind')}: {first.get('message')}"
     broke = first.get("kind") in BROKE

@@ -36,9 +36,9 @@ def fsync(descriptor):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     while name.startswith(".preflight-") and _is("hangs"):
         time.sleep(0.1)
-    _fsync(descriptor)
-    if name == "attempts.jsonl" and _is("kills"):
+    if name.startswith(".preflight-") and _is("kills"):
         os.kill(os.getpid(), signal.SIGKILL)
+    _fsync(descriptor)
 
 
 os.fsync = fsync
@@ -117,13 +117,14 @@ def test_a_rank_that_hangs_is_named_and_a_same_command_keeps_off_its_node(user: 
     assert "ExcNodeList=n2 " in client("scontrol", "show", "job", "--oneliner", again)
 
 
-def test_a_node_on_which_a_run_is_killed_twice_in_a_row_is_left(user: User, client: Client, faults: Path):
-    (faults / "kills.n1").touch()
-    job = submit(user, faults, "trainer.max_steps=1")
+def test_a_node_on_which_ranks_are_killed_twice_in_a_row_is_left(user: User, client: Client, faults: Path):
+    (faults / "kills.n2").touch()
+    job = submit(user, faults, "hardware.nodes=2", "trainer.max_steps=1")
     user.wait(seconds=180)
     (path,) = user.sweep.glob("*/attempts.jsonl")
-    assert [event["node"] for event in events(path, "requeue")] == ["n1", "n1"]
+    why = "broke down: a rank was killed (SIGKILL)"
+    assert [(event["node"], event["reason"]) for event in events(path, "requeue")] == [("n2", why)] * 2
     (excluded,) = events(path, "exclude")
-    reason = "the run broke down there twice in a row: broke down: a rank was killed (SIGKILL)"
-    assert (excluded["node"], excluded["reason"]) == ("n1", reason)
-    assert "ExcNodeList=n1 " in client("scontrol", "show", "job", "--oneliner", job)
+    assert (excluded["node"], excluded["reason"]) == ("n2", f"the run broke down there twice in a row: {why}")
+    assert "n2" not in events(path, "start")[-1]["hosts"]
+    assert "ExcNodeList=n2 " in client("scontrol", "show", "job", "--oneliner", job)

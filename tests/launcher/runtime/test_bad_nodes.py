@@ -28,6 +28,7 @@ def failed(kind: str = "OSError", host: str = "n2", after_another: bool = False)
         (failed("Hung"), "n2", None, Culprit("n2", False)),
         (failed("PeerLost", after_another=True), None, "n7", Culprit("n7", False)),
         (failed("PeerLost", after_another=True), None, None, None),
+        (failed("Stopped"), None, "n7", Culprit("n7", False)),  # by srun, when another one was killed
         (None, None, "n7", Culprit("n7", False)),
         (None, "n1", "n7", Culprit("n1", False)),
         (None, None, None, None),
@@ -128,3 +129,14 @@ def test_what_ends_as_one_that_was_stopped_does_broke_down(tmp_path, kind):
     record_of = failed(kind) | {"rank": 1, "message": "oh", "code": 76, "time": "1"}
     rundir.failure("i1", 1).write_text(json.dumps(record_of))
     assert what_broke(rundir, "7", 76, 0) == (70, f"rank 1 on n2: {kind}: oh")
+
+
+@pytest.mark.parametrize(("code", "what"), [(137, (137, "a rank was killed (SIGKILL)")), (76, (76, "rank 0 on n1: "))])
+def test_ranks_that_are_stopped_because_one_was_killed_were_not_asked_to(tmp_path, code, what):
+    rundir = toy_plan(tmp_path).rundir
+    rundir.failure("i1", 0).parent.mkdir(parents=True)
+    rundir.add_attempt_event(event="start", attempt=1, job_id="7", incarnation="i1", step=None, restarts=0)
+    record_of = failed("Stopped", "n1") | {"rank": 0, "message": "stopped on request", "code": 76, "time": "1"}
+    rundir.failure("i1", 0).write_text(json.dumps(record_of))
+    found = what_broke(rundir, "7", code, 0)
+    assert found[0] == what[0] and found[1].startswith(what[1])
