@@ -151,19 +151,17 @@ def test_a_rank_that_hangs_tells_in_what_and_others_name_its_node(ranks, tmp_pat
     two, free = ranks(2), threading.Event()
     two.faults[bad] = lambda: bool(free.wait(30))  # type: ignore[assignment]
     try:
-        thread = threading.Thread(target=two, args=(0.5,))
+        thread = threading.Thread(target=two, args=(2,))
         thread.start()
         wait_until(lambda: bad in two.hung and 1 - bad in two.ended)
     finally:
         free.set()
         thread.join(30)
     told = two.hung[bad]
-    assert (
-        isinstance(told, NodeFailed) and f"writing {tmp_path}" in str(told) and "did not end within 0.5 s" in str(told)
-    )
+    assert isinstance(told, NodeFailed) and f"writing {tmp_path}" in str(told) and "did not end within 2 s" in str(told)
     other = two.ended[1 - bad]
     words = f"rank {bad} on n{bad} failed first: NodeFailed: node n{bad} did not pass the preflight: "
-    assert str(other) == f"{words}rank {bad} did not answer within 0.5 s"
+    assert str(other) == f"{words}rank {bad} did not answer within 2 s"
     assert records(two.rundir) == [(bad, f"n{bad}", "NodeFailed", False)]
 
 
@@ -265,7 +263,7 @@ def test_a_bad_node_ends_the_job_in_one_line_before_the_task_is_called(tmp_path)
 
 @pytest.mark.parametrize("bad", [0, 1])
 def test_a_rank_whose_process_stands_still_is_named_by_the_other(tmp_path, bad):
-    plan, mark = plan_of(tmp_path, deadline_s=1), tmp_path / "mark"
+    plan, mark = plan_of(tmp_path, deadline_s=5), tmp_path / "mark"
     both = job(tmp_path, plan, {bad: str(mark)})
     wait_until(mark.exists)
     os.kill(both[bad].pid, signal.SIGSTOP)  # its own watch stands still, too, and so does the store in rank 0
