@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from launcher.avoiding import NodesOfJob
 from launcher.chain import Chain
 from launcher.runtime.errors import ExitCode, UserError, guarded, say_error
 from launcher.runtime.pack.queue import Queue
@@ -116,9 +117,9 @@ def _arguments() -> argparse.Namespace:
 class _OneRun:
     """A job that trains one run, as the door sees it."""
 
-    def __init__(self, plan: Plan, job: str, restarts: int, refusal: Path) -> None:
+    def __init__(self, plan: Plan, job: str, restarts: int, refusal: Path, nodes: NodesOfJob) -> None:
         self.rundir, self.limits, self._job, self._restarts = plan.rundir, limits_of(plan), job, restarts
-        self._refusal = refusal
+        self._refusal, self._nodes = refusal, nodes
         self._before: dict[str, Any] = {}
 
     def what_broke(self, code: int) -> tuple[int, str]:
@@ -139,11 +140,18 @@ class _OneRun:
         if self.rundir.state() != "COMPLETED":
             self.rundir.say_state("PREEMPTED", f"{reason}; the same command goes on")
 
-    def requeued(self, reason: str, successor: str | None = None) -> None:
+    def requeued(self, reason: str, slurm: Slurm | None, successor: str | None = None) -> None:
         self.rundir.path.mkdir(parents=True, exist_ok=True)
         self._before = self.rundir.read_status()
-        record(self.rundir, self._job, reason, successor)
+        at_fault = self._nodes.culprit() if reason.startswith(BROKE_DOWN) else None
+        if slurm:
+            _patiently(lambda: self._nodes.exclude(at_fault, reason, slurm))
+        record(self.rundir, self._job, reason, at_fault.node if at_fault else None, successor)
         self.rundir.say_state("REQUEUED", f"{reason}; goes on in job {successor}" if successor else reason)
+        self._nodes.stay_alive()
+
+    def keep_off(self, slurm: Slurm, successor: str | None = None) -> None:
+        self._nodes.keep_off(slurm, successor)
 
     def not_requeued(self) -> None:
         """Somebody was faster, or it is being cancelled."""
@@ -175,8 +183,11 @@ class _Worker:
 
     stay = give_up
 
-    def requeued(self, reason: str, successor: str | None = None) -> None:
+    def requeued(self, reason: str, slurm: Slurm | None, successor: str | None = None) -> None:
         self._queue.add_event(self._job, "requeue", reason=reason)
+
+    def keep_off(self, slurm: Slurm, successor: str | None = None) -> None:
+        """Members of many runs: no node is one's own to avoid."""
 
     def not_requeued(self) -> None:
         """Nothing was said in a file of a run."""
@@ -202,7 +213,9 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     if args.packed:
         subject = _Worker(plan, Queue(sweep.queue(args.plans.stem)), job, restarts)
     else:
-        subject = _OneRun(plan, job, restarts, sweep.refusal(args.plans.stem, job, str(restarts)))
+        token, most = args.plans.stem, limits_of(plan).max_excluded
+        nodes = NodesOfJob(plan.rundir, sweep, token, job, restarts, most, env)
+        subject = _OneRun(plan, job, restarts, sweep.refusal(token, job, str(restarts)), nodes)
 
     def cancelled() -> bool:
         return job in sweep.read_cancelled(args.submission)
@@ -228,13 +241,17 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         subject.stay(decision.reason)
         return ExitCode.USER_ERROR
     if (successor := _patiently(lambda: chain.hand_on(slurm))) is not None:
-        subject.requeued(decision.reason, successor)
+        subject.requeued(decision.reason, slurm, successor)
+        if slurm:
+            subject.keep_off(slurm, successor)
         return ExitCode.USER_ERROR
-    subject.requeued(decision.reason)
+    subject.requeued(decision.reason, slurm)
     if slurm is None:
         return BY_THE_SHELL
     try:
-        if not _patiently(lambda: _ask(slurm, job, restarts, cancelled)):
+        if _patiently(lambda: _ask(slurm, job, restarts, cancelled)):
+            subject.keep_off(slurm)
+        else:
             subject.not_requeued()
         return ExitCode.DONE
     except SlurmError as error:

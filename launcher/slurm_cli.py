@@ -241,6 +241,20 @@ class Slurm:
         """
         self._call("scontrol", "update", f"jobid={job_id}", f"dependency=afterany:{before}")
 
+    def exclude(self, job_id: str, nodes: Sequence[str]) -> None:
+        """Have a job that waits avoid ``nodes`` too, beside those that it avoids already.
+
+        One that was requeued a moment ago takes it, also while its last processes end; one that runs does not.
+
+        Raises:
+            SlurmError: Slurm does not do that; or it does not know a node.
+        """
+        avoided = self.show_job(job_id).get("ExcNodeList", "").replace("(null)", "")
+        new = [node for node in nodes if node not in avoided.split(",")]
+        if new:  # what is said replaces what was
+            said = ",".join(filter(None, (avoided, *new)))
+            self._call("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={said}")
+
     def submit_limits(self) -> list[tuple[str, str, int]]:
         """Account, partition (empty: any) and MaxSubmitJobs of each association of this user that has such a limit.
 

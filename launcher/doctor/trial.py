@@ -212,6 +212,8 @@ def judge(results: Sequence[Mapping[str, Any]], wish: Wish) -> Iterator[Finding]
     yield _judge_clocks(results)
     yield _judge_versions(results)
     if all("torch" in r for r in results):
+        if errors := _errors(results, "product"):
+            yield fail("matrix product", errors, "leave that node out, and tell whoever looks after it")
         yield _judge_all_reduce(results, wish)
 
 

@@ -33,6 +33,11 @@ PEER = Cause("a rank lost its peers", "look for another rank that failed first, 
 KILLED = Cause("killed", "most often for its memory: ask for more with hardware.mem_gb; else somebody ended it")
 CRASHED = Cause("crashed inside native code", "see the last lines of its log")
 
+_BY_PREFLIGHT = {
+    "NodeFailed": "the run is requeued to other nodes; tell whoever looks after this one",
+    "AllReduceFailed": "look at the network between its nodes (site.interface, doctor)",
+}
+"""What to try where a rank's error says all of the cause: its words may stand for less (``runtime.failures``)."""
 _BY_SLURM = {
     "OUT_OF_MEMORY": MEMORY, "NODE_FAIL": NODE, "BOOT_FAIL": NODE, "TIMEOUT": TIME, "DEADLINE": TIME,
 }  # fmt: skip
@@ -91,6 +96,8 @@ def cause_of(
         slurm_state: Slurm's state of the job.
         how: how that rank ended in srun's words, where it wrote nothing.
     """
+    if record and record.get("kind") in _BY_PREFLIGHT:
+        return Cause(_short(str(record.get("message"))), _BY_PREFLIGHT[record["kind"]])
     said = f"{record.get('kind')}: {record.get('message')}" if record else how
     found = _in_words(said) if said else None
     consequence = (PEER.name, KILLED.name)  # of something else, or of nothing that can be seen

@@ -67,6 +67,8 @@ def _tell(state: RunState, found: Evidence, file: Path | None) -> None:
     print(f"rank {found.rank}{where}{failed}: {file or 'no log yet'}", file=sys.stderr)
     if found.cause:
         print(f"cause: {printable(str(found.cause))}", file=sys.stderr)
+    for one in state.excluded:
+        print(f"avoids {printable(f'{one.node}: {one.reason}')}", file=sys.stderr)
     sys.stderr.flush()
 
 

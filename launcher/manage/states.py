@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from launcher.manage.own_files import OwnFiles, own_files
+from launcher.runtime.bad_nodes import Exclusion, exclusions
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import QueuedJob, Slurm
 
@@ -51,6 +52,8 @@ class RunState:
     """Why it waits, or how it ended."""
     start: str = ""
     """When it is expected to start, where it waits and Slurm knows; local time of the cluster."""
+    excluded: tuple[Exclusion, ...] = ()
+    """The nodes that it avoids, and why."""
     slurm: str = ""
     """Slurm's own state of its job; empty: it was not asked, or has forgotten it."""
 
@@ -152,6 +155,7 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
         node=own.hosts if own.packed == "waiting" else job.nodes if job and job.nodes else own.hosts,
         reason=waits_for or reason,
         start=job.start if waits and job and job.start != "N/A" else "",
+        excluded=tuple(exclusions(own.events)),
         slurm=slurms,
     )
 

@@ -16,7 +16,8 @@ COLOURS = {
 }  # fmt: skip
 """Style of each state, as rich names them."""
 _HEADINGS = (
-    "sweep", "run", "state", "step", "loss", "samples/s", "attempts", "job", "node", "reason", "start", "overrides"
+    "sweep", "run", "state", "step", "loss", "samples/s", "attempts", "job", "node", "avoids", "reason",
+    "start", "overrides",
 )  # fmt: skip
 _LONGEST = 60
 """Letters of a reason in the table; `logs` and `--json` have all of it."""
@@ -69,6 +70,7 @@ def _cells(record: Mapping[str, Any], several: bool) -> dict[str, str]:
         "attempts": _number(record["attempts"] or None, "{:d}"),
         "job": record["job_id"] or "",
         "node": record["node"],
+        "avoids": ",".join(one["node"] for one in record["excluded"]),
         "reason": _cut(record["reason"]),
         "start": record["start"].replace("T", " "),
         "overrides": " ".join(record["differs"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from launcher.runtime.watchdog import Check, Watchdog
 from launcher.runtime.world import World
 
 if TYPE_CHECKING:  # they import torch
+    from launcher.runtime.preflight import Preflight
     from launcher.runtime.resume import Search
     from launcher.runtime.session import Session
     from launcher.runtime.trackers import Tracker
@@ -56,6 +58,8 @@ def run_attempt(
     lease: Lease | None,
     listener: Tracker | None = None,
     task: Task | None = None,
+    *,
+    preflight: bool = False,
 ) -> Outcome:
     """Train as one rank of the attempt that ``meeting`` agreed on; whatever ends it is told in the run directory.
 
@@ -63,17 +67,22 @@ def run_attempt(
         lease: rank 0's right to commit.
         listener: as for ``run_job``.
         task: what is called with the session; None: what ``plan.target`` names.
+        preflight: try the nodes first, as ``preflight`` of the config says.
 
     Raises:
-        UserError: the task refused its input, or another rank failed.
+        UserError: the task refused its input, a node did not pass, or another rank failed.
         TrainingFailed: the training diverged.
     """
     from launcher.runtime.distributed import process_group
 
     now = _Attempt(plan, world, meeting.verdict.attempt, stop, lease or Lease(plan.rundir.lease, ""), listener)
     try:
-        with process_group(world, meeting.store):
+        with ExitStack() as stack:
+            nodes = stack.enter_context(now.preflight(meeting.store)) if preflight else None
+            stack.enter_context(process_group(world, meeting.store))
             try:
+                if nodes is not None:
+                    nodes.together()
                 return now.run(meter, task or resolve_name(plan.target))
             except BaseException as error:
                 now.failed(error)  # told before the peers are let go of: they ask who was first
@@ -128,6 +137,13 @@ class _Attempt:
         self._reason, self._code = self.outcome.state, self.outcome.code
         return self.outcome
 
+    def preflight(self, store: Any) -> Preflight:
+        """What is tried before the task is called."""
+        from launcher.runtime.preflight import Preflight
+
+        deadline_s = self._plan.settings().preflight.deadline_s
+        return Preflight(self._world, self._rundir, self._number, store, deadline_s, self._stop, self._stuck)
+
     def _train(self, task: Task, session: Session) -> Mapping[str, Any]:
         try:
             return task(session) or {}
@@ -142,12 +158,15 @@ class _Attempt:
         return Watchdog(timeout_s, who=self._who, on_hang=self._hung, on_lost=self._lost, checks=checks)
 
     def _hung(self, message: str) -> None:
+        self._stuck(Hung(f"{message}; see {self._rundir.hang(self._world.rank)}"))
+
+    def _stuck(self, error: UserError) -> None:
         rundir, rank = self._rundir, self._world.rank
         end_now(
             ExitCode.STOPPED_NOT_SAVED,
-            lambda: log.error("%s", message),
-            lambda: dump_stacks(rundir.hang(rank), who=self._who, where=message),
-            lambda: self.failed(Hung(f"{message}; see {rundir.hang(rank)}")),
+            lambda: log.error("%s", error),
+            lambda: dump_stacks(rundir.hang(rank), who=self._who, where=str(error)),
+            lambda: self.failed(error),
             lambda: dump_flight_record(rundir.flight_prefix, rundir.flight(rank), rank),
             self.ended,
         )

@@ -52,6 +52,7 @@ class Checkup:
         """All steps, each tried whatever became of the others; returns what was found."""
         steps: dict[str, Callable[[], dict[str, Any]]] = {
             "files": self._files, "clock": self._clock, "place": self._place, "torch": self._torch,
+            "product": self._product,
             "all_reduce": self._all_reduce,
         }  # fmt: skip
         for name, step in steps.items():
@@ -106,10 +107,19 @@ class Checkup:
         bf16 = {"bf16": has_bf16("cuda")} if self.gpu else {}
         return {"torch": str(torch.__version__), "torch_import_s": seconds, **bf16}
 
+    def _product(self) -> dict[str, Any]:
+        """A matrix product that is known comes out right."""
+        from launcher.runtime.node_checks import try_product
+
+        try_product(f"cuda:{self.local_rank}" if self.gpu else "cpu")
+        return {}
+
     def _all_reduce(self) -> dict[str, Any]:
         """Seconds until all ranks have met, and of one all-reduce of ``WORDS`` numbers."""
         import torch
         import torch.distributed as dist
+
+        from launcher.runtime.node_checks import try_sum
 
         if self.gpu:
             torch.cuda.set_device(self.local_rank)
@@ -119,17 +129,12 @@ class Checkup:
             "nccl" if self.gpu else "gloo", store=self._meet(left), rank=self.rank, world_size=self.size, timeout=left
         )
         try:
-            values = torch.full((WORDS,), float(self.rank), device="cuda" if self.gpu else "cpu")
-            dist.all_reduce(values[:1].clone())
+            device = "cuda" if self.gpu else "cpu"
+            try_sum(self.rank, self.size, device, 1)
             met_s = time.monotonic() - begun
-            begun = time.monotonic()
-            dist.all_reduce(values)
-            total = float(values[-1])  # on a GPU this waits for it
-            seconds = time.monotonic() - begun
+            seconds = try_sum(self.rank, self.size, device, WORDS)
         finally:
             dist.destroy_process_group()
-        if total != self.size * (self.size - 1) / 2:
-            raise RuntimeError(f"the sum over {self.size} ranks is {total}, which is wrong")
         return {"met_s": round(met_s, 3), "all_reduce_s": round(seconds, 4)}
 
     def _meet(self, left: timedelta) -> Any:

@@ -32,6 +32,22 @@ class Hung(UserError):
     code = ExitCode.STOPPED_NOT_SAVED
 
 
+class NodeFailed(UserError):
+    """The node of this rank did not pass the preflight; on another one the run may go well."""
+
+    code = ExitCode.STOPPED_NOT_SAVED
+
+
+class AllReduceFailed(UserError):
+    """Nodes that each passed do not compute together in the preflight; which of them is at fault is not known."""
+
+    code = ExitCode.STOPPED_NOT_SAVED
+
+
+BROKE = (Hung.__name__, NodeFailed.__name__, AllReduceFailed.__name__)
+"""Kinds of errors after which a rank ends as one that was asked to stop does, though nobody had asked it to."""
+
+
 def record_failure(rundir: RunDir, world: World, attempt: int, error: BaseException, code: ExitCode) -> None:
     """Write why this rank failed: rank, host, attempt, time (UTC), error's kind and message, exit code.
 

@@ -12,6 +12,7 @@ import yaml
 
 from launcher.runtime.address import Machine, interface_to
 from launcher.runtime.attempt import Outcome, run_attempt
+from launcher.runtime.bad_nodes import exclusions
 from launcher.runtime.command.supervise import run_program
 from launcher.runtime.console import Meter, logging_to
 from launcher.runtime.environment import drift
@@ -45,6 +46,7 @@ def run_job(
     *,
     visible: bool = True,
     listener: Tracker | None = None,
+    preflight: bool = False,
 ) -> Outcome:
     """Run one attempt of ``plan`` as the rank that ``env`` describes. A COMPLETED run is left as it is.
 
@@ -55,6 +57,7 @@ def run_job(
         env: this process's environment; the network interface to use is set in it where nobody has.
         visible: whether rank 0 shows its log and its progress on stderr too.
         listener: a tracker of the caller's on rank 0. It may end the run for good (``stop.end``): it has heard enough.
+        preflight: try the nodes before the task is called, where the config says so and this is a step of Slurm's.
 
     Raises:
         UserError: the run directory is another run's, is in use, or the task refused its input.
@@ -82,13 +85,17 @@ def run_job(
         stack.callback(meter.close)
         if world.is_main and (changes := drift(plan.environment)):
             log.warning("the environment is not the one that was planned: %s", "; ".join(changes))
+        if preflight and world.is_main:
+            for one in exclusions(plan.rundir.attempt_events(), plan.settings().requeue.max_excluded):
+                log.warning("this run avoids %s: %s", one.node, one.reason)
         for name, value in flight_recorder_env(plan.rundir.flight_prefix).items():
             env.setdefault(name, value)
         if world.nodes > 1 or interface:
             set_interface(env, interface, interface_to(meeting.address, Machine()) if meeting.address else None)
         if plan.argv is not None:
             return run_program(plan, world, stop, meter, meeting, lease, env)
-        return run_attempt(plan, world, stop, meter, meeting, lease, listener)
+        preflight = preflight and world.source == "slurm" and plan.settings().preflight.enabled
+        return run_attempt(plan, world, stop, meter, meeting, lease, listener, preflight=preflight)
 
 
 def claim(plan: Plan) -> None:

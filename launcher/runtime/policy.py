@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from launcher.runtime.errors import ExitCode
-from launcher.runtime.failures import Hung, first_failure
+from launcher.runtime.errors import ExitCode, Stopped
+from launcher.runtime.failures import BROKE, first_failure
 from launcher.runtime.plan import Plan
 from launcher.runtime.progress import began_since_requeue, requeues, starts, without_progress
 from launcher.runtime.rundir import RunDir
@@ -82,17 +82,23 @@ def what_broke(rundir: RunDir, job: str, code: int, restarts: int) -> tuple[int,
     srun ends with the highest code: of a rank whose user has something to mend, and others that were stopped for it,
     it tells the others'. And ranks that only lost a peer have nothing that could be mended.
     """
-    events = rundir.attempt_events()
-    begun = _begun(events, job) if began_since_requeue(events, job, restarts) else []  # else it has not even begun
-    first = first_failure(rundir, str(begun[-1].get("incarnation"))) if begun else None
-    words = killed_or_code(code)
+    first, words = first_of_start(rundir, job, restarts), killed_or_code(code)
     if first is None:
         return code, words
-    if first.get("after_another"):
+    # srun asks the others to stop when one was killed; while they wait for it they do so without a word of a peer.
+    stopped = first.get("kind") == Stopped.__name__ and code > 128 and code not in STOPPED
+    if first.get("after_another") or stopped:
         return (code, words) if code > 128 else (ExitCode.BUG, "a rank was killed, or its node was lost")
     said = f"rank {first.get('rank')} on {first.get('host')}: {first.get('kind')}: {first.get('message')}"
-    broke = first.get("kind") == Hung.__name__  # it ended as what is stopped does, and nobody had asked it to
+    broke = first.get("kind") in BROKE
     return ExitCode.BUG if broke else int(first.get("code") or code), " ".join(said.split())
+
+
+def first_of_start(rundir: RunDir, job: str, restarts: int) -> dict[str, Any] | None:
+    """The record of the rank that failed first in the start of ``job`` after ``restarts``; None: there is none."""
+    events = rundir.attempt_events()
+    begun = _begun(events, job) if began_since_requeue(events, job, restarts) else []  # else it has not even begun
+    return first_failure(rundir, str(begun[-1].get("incarnation"))) if begun else None
 
 
 def killed_or_code(code: int) -> str:
@@ -115,17 +121,19 @@ def judge(rundir: RunDir, job: str, code: int, cause: str, limits: RequeueSettin
     return decide(Ended(code, cause, starts(events, job) + silent, idle + silent, timeouts), limits)
 
 
-def record(rundir: RunDir, job: str, reason: str, successor: str | None = None) -> None:
+def record(rundir: RunDir, job: str, reason: str, node: str | None = None, successor: str | None = None) -> None:
     """Append to ``attempts.jsonl`` that ``job`` is about to be requeued; before it is, as nothing can be said after.
 
     Args:
+        node: the one on which it broke down, where that is known.
         successor: the job that goes on instead.
     """
     begun = _begun(rundir.attempt_events(), job)
     attempt = begun[-1].get("attempt") if begun else None
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    following = {"next": successor} if successor else {}
-    rundir.add_attempt_event(event="requeue", attempt=attempt, job_id=job, reason=reason, time=now, **following)
+    broken = {"broke_down": True, "node": node} if reason.startswith(BROKE_DOWN) else {}
+    next_ = {"next": successor} if successor else {}
+    rundir.add_attempt_event(event="requeue", attempt=attempt, job_id=job, reason=reason, time=now, **broken, **next_)
 
 
 def _begun(events: Sequence[Mapping[str, Any]], job: str) -> list[Mapping[str, Any]]:

@@ -170,6 +170,10 @@ class RunDir:
         """Why rank ``rank`` of one start failed."""
         return self._start(incarnation) / f"rank{rank}.failed.json"
 
+    def preflight(self, incarnation: str, rank: int) -> Path:
+        """What rank ``rank`` of one start writes to see that it can; gone at once, and ``sweep`` takes what is left."""
+        return self.path / f".preflight-{incarnation}.rank{rank}.tmp"
+
     def failures(self, incarnation: str) -> list[Path]:
         """Every rank's reason that is there, in no order."""
         return list(self._start(incarnation).glob("rank*.failed.json"))

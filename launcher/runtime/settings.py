@@ -43,6 +43,9 @@ class RequeueSettings(Section):
     max_timeouts: NotNegative | None = None
     """Most times that it is put back because its time limit was reached; null: as often as it takes.
     ``hydra.launcher.max_num_timeout`` is stronger."""
+    max_excluded: NotNegative = 2
+    """Most nodes that a run avoids: those that did not pass its preflight, or on which it broke down twice in a row.
+    After that it is requeued as ever; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,17 @@ class WatchdogSettings(Section):
 
     timeout_s: Annotated[float, Field(gt=0)] | None = 900
     """Longest time without a step, a validation batch or a piece of data, in seconds; null: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreflightSettings(Section):
+    """What a run with jobs of its own on Slurm tries on its nodes before the task is called, at each attempt."""
+
+    enabled: bool = True
+    """Write and sync a small file in the run directory, multiply matrices on each rank's device, add up numbers over
+    all ranks. A node that fails is excluded (``requeue.max_excluded``), and the run requeued."""
+    deadline_s: Annotated[float, Field(gt=0)] = 120
+    """Longest time of each of these, in seconds: a rank that takes longer hangs. The last includes NCCL's start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,5 +158,6 @@ class Settings:
     tracker: TrackerSettings
     requeue: RequeueSettings = RequeueSettings()
     watchdog: WatchdogSettings = WatchdogSettings()
+    preflight: PreflightSettings = PreflightSettings()
     profiler: ProfilerSettings = ProfilerSettings()
     throughput: ThroughputSettings = ThroughputSettings()

@@ -111,7 +111,7 @@ def _run(args: argparse.Namespace, stop: StopFlag) -> int:
 
     from launcher.runtime.job import run_job
 
-    return run_job(plan, os.environ, stop, visible=False).code
+    return run_job(plan, os.environ, stop, visible=False, preflight=True).code
 
 
 def require_not_withdrawn(folder: Path, token: str) -> None:

@@ -19,6 +19,7 @@ from launcher.runtime.plan import Plan
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway
 from launcher.submission.goal import Goal, only
+from launcher.submission.keep_off import keep_off
 from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Decision, Rule, decisions, nothing_to_do, require_none_failed, tell
 from launcher.submission.snapshot import Snapshot
@@ -132,6 +133,7 @@ def to_slurm(wanted: Wanted, slurm: Slurm) -> dict[str, Receipt]:
         with sweep.locked() as lock:
             found = _decide_with(wanted, slurm, away)
             begin = wanted.prepare(found)
+            begin = keep_off(sweep, begin, found, slurm, wanted.snapshot, wanted.logs, wanted.packing)
             new = submit(sweep, begin, slurm, wanted.snapshot, lock, wanted.logs, wanted.packing, wanted.continuation)
     last = {run: job for s in sweep.read_submissions() if s.job_id and not s.withdrawn for run, job in s.jobs()}
     receipts = {d.run_id: Receipt(d.run_id, d.state, d.job_id or last.get(d.run_id), new=False) for d in found}

@@ -10,6 +10,7 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit
 from launcher.submission.batch import Batch, script_text
+from launcher.submission.keep_off import keep_off
 from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Rule, decisions, tell
 from launcher.submission.snapshot import Snapshot
@@ -47,6 +48,7 @@ def show(
     tell(sweep, found)
     if slurm is None:
         return
+    todo = keep_off(sweep, todo, found, slurm, snapshot, logs, packing)
     minutes = sum(job.resources.gpus * job.resources.minutes for job in todo)
     print(f"# {len(todo)} would be submitted; at most {minutes / 60:.1f} GPU-hours by their time limits")
     limit = largest_array(slurm) if todo else 1

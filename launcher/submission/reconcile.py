@@ -66,6 +66,8 @@ class Decision:
     """Why it is in that state, where that is known."""
     job_id: str | None = None
     """Slurm's name of its job."""
+    avoids: tuple[str, ...] = ()
+    """Nodes on which it broke down."""
     other_code: bool = False
     """Whether it has ended and is known to be made by other code than today's."""
 
@@ -81,7 +83,8 @@ def decide(state: RunState, rule: Rule, *, other_code: bool = False) -> Decision
     Args:
         other_code: whether another snapshot made it than the one that would make it today.
     """
-    return Decision(state.run_id, _action(state, rule, other_code), state.state, state.reason, state.job_id, other_code)
+    action, avoids = _action(state, rule, other_code), tuple(one.node for one in state.excluded)
+    return Decision(state.run_id, action, state.state, state.reason, state.job_id, avoids, other_code)
 
 
 def _action(state: RunState, rule: Rule, other_code: bool) -> Action:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,13 @@ class Resources:
         """Equal for equal shapes."""
         shape = {"queue": self.queue, "site": dataclasses.asdict(self.site), "hardware": self.hardware.device}
         return canonical_json(shape)
+
+    def without_nodes(self, nodes: Sequence[str]) -> Resources:
+        """The same on other nodes than ``nodes``, and than those that the user excludes already."""
+        other = dict(self.queue.get("additional_parameters") or {})
+        said = [self.queue.get("exclude"), other.pop("exclude", None), *nodes]
+        excluded = {"exclude": ",".join(str(one) for one in said if one), "additional_parameters": other}
+        return dataclasses.replace(self, queue=self.queue | excluded)
 
     @property
     def gpus(self) -> int:

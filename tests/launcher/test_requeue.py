@@ -146,9 +146,9 @@ class Door:
             write_json(file, told | record)
         rundir.write_status(state="RUNNING", step=step, loss=0.5)
 
-    def __call__(self, code: int, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    def __call__(self, code: int, path: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
         job = {"SLURM_JOB_ID": "15", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
-        env = self.slurm.env | job | {"PYTHONPATH": str(REPOSITORY)} | ({"PATH": path} if path else {})
+        env = self.slurm.env | job | {"PYTHONPATH": str(REPOSITORY)} | ({"PATH": path} if path else {}) | more
         options = ("--submission", "t1", "--warned", "90", "--code", str(code))
         command = [sys.executable, "-uP", "-m", "launcher.requeue", str(self.plans), *options]
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
@@ -365,3 +365,118 @@ def test_a_torn_line_and_events_of_before_are_no_obstacle(door):
         file.write('{"event": "sta')
     found = judge(rundir, "12_3", 137, "broke down: x", RequeueSettings(max_without_progress=1), 0)
     assert found.failed
+
+
+# Nodes
+
+ON_N2 = {"SLURM_JOB_NUM_NODES": "1", "SLURMD_NODENAME": "n2"}
+TEST = "sbatch --test-only --exclude="
+
+
+def excluded(door) -> list[tuple[str, str]]:
+    return [(e["node"], e["reason"]) for e in door.plan.rundir.attempt_events() if e["event"] == "exclude"]
+
+
+def updates(door) -> list[str]:
+    return [call.partition("ExcNodeList=")[2] for call in door.slurm.called("scontrol") if " update " in call]
+
+
+def not_passed(door) -> None:
+    door.started(failed="node n2 did not pass the preflight: oh", kind="NodeFailed", code=76)
+
+
+def test_a_node_that_did_not_pass_is_excluded_once_slurm_has_requeued_the_job(door):
+    not_passed(door)
+    done = door(76)
+    reason = "broke down: rank 1 on n2: NodeFailed: node n2 did not pass the preflight: oh"
+    assert done.returncode == 0 and door.reasons == [reason] and excluded(door) == [("n2", reason)]
+    assert f"node n2 is excluded: {reason}" in done.stderr
+    assert door.slurm.called("sbatch") == [f"{TEST}n2 {SweepDir(door.root / 'sweep').script('t1')}"]
+    asked = [call for call in door.slurm.called("scontrol") if "show" not in call]
+    assert asked == ["scontrol requeue 12_3", "scontrol update JobId=12_3 ExcNodeList=n2"]
+
+
+def test_what_the_user_excludes_already_stays_so_and_what_was_excluded_before(door):
+    door.started()
+    door.plan.rundir.add_attempt_event(event="exclude", node="n4", reason="oh")
+    line = shown(end="2099-01-01T00:00:00")
+    door.slurm.says("scontrol", line.replace("NodeList=n1", "NodeList=n1 ExcNodeList=n[7-9],n4"))
+    not_passed(door)
+    assert door(76).returncode == 0
+    assert updates(door) == ["n[7-9],n4,n2"] and door.slurm.called("sbatch")[0].startswith(f"{TEST}n[7-9],n4,n4,n2 ")
+    not_passed(door)  # there again: its list of two is full, and says so to Slurm again
+    assert door(76).returncode == 0 and updates(door)[1:] == ["n[7-9],n4,n2"] and len(excluded(door)) == 2
+
+
+def test_a_node_without_which_slurm_would_not_take_the_job_stays(door):
+    not_passed(door)
+    said = "allocation failure: Requested node configuration is not available"
+    door.slurm.says("sbatch", err=said, code=1)
+    done = door(76)
+    assert done.returncode == 0 and len(door.asked) == 1, "it is tried again all the same"
+    assert f"node n2 is not excluded: sbatch: {said}" in done.stderr
+    assert (excluded(door), updates(door)) == ([], [])
+
+
+def test_a_user_at_the_limit_of_their_jobs_has_other_nodes_all_the_same(door):
+    not_passed(door)
+    door.slurm.says("sbatch", err="AssocMaxSubmitJobLimit (job submit limit, user's size and/or time limits)", code=1)
+    assert door(76).returncode == 0 and updates(door) == ["n2"]
+
+
+def test_a_node_is_excluded_when_a_rank_was_killed_there_twice_in_a_row(door):
+    for step, node in ((0, "n1"), (2, "n2"), (4, "n2")):
+        door.started(step)
+        assert excluded(door) == []
+        assert door(137, **ON_N2 | {"SLURMD_NODENAME": node}).returncode == 0
+    why = "broke down: a rank was killed (SIGKILL)"
+    assert excluded(door) == [("n2", f"the run broke down there twice in a row: {why}")] and updates(door) == ["n2"]
+
+
+def test_of_several_nodes_srun_has_named_the_one_where_a_rank_was_killed(door):
+    sweep = SweepDir(door.root / "sweep")
+    sweep.add_event("intent", "t1", runs=["x"] * 4, slurm_conf=None)
+    sweep.job_logs.mkdir()
+    old = "srun: error: n1: task 0: Killed\nslurmstepd: error: *** JOB 15 ON n1 CANCELLED AT x DUE TO JOB REQUEUE ***\n"
+    new = "srun: error: n2: task 1: Killed\nsrun: launch/slurm: _step_signal: Terminating StepId=15.0\n"
+    for text in (old + new, old + new + new, old + new + old):
+        (sweep.job_logs / "12_3_0_log.err").write_text(text)
+        door.started()
+        assert door(137, SLURM_JOB_NUM_NODES="2", SLURMD_NODENAME="n1").returncode == 0
+    events = [event for event in door.plan.rundir.attempt_events() if event["event"] == "requeue"]
+    assert [event["node"] for event in events] == ["n2", "n2", None] and len(excluded(door)) == 1
+
+
+@pytest.mark.parametrize("code", [75, 76])
+def test_no_node_is_excluded_where_a_job_was_stopped(door, code):
+    for _ in range(2):
+        door.started()
+        assert door(code, **ON_N2).returncode == 0
+    assert excluded(door) == [] and door.slurm.called("sbatch") == []
+
+
+@pytest.mark.parametrize("code", [1, 2, 3])
+def test_no_node_is_excluded_for_what_its_user_must_mend(door, code):
+    door.started(failed="no such file", code=code)
+    assert door(76, **ON_N2).returncode == 1 and excluded(door) == []
+
+
+def test_none_is_excluded_where_none_may_be_and_after_the_last_the_run_goes_on(door):
+    door.limit(max_excluded=0)
+    not_passed(door)
+    assert door(76).returncode == 0 and excluded(door) == [] and len(door.asked) == 1
+
+
+def test_where_slurm_does_not_take_it_the_job_is_requeued_and_that_is_said(door):
+    not_passed(door)
+    last = f"tail -n 1 '{door.root}/slurm/calls'"
+    fail = f"echo 'Invalid node name specified' >&2; echo 1 > {door.root}/slurm/scontrol.code"
+    door.slurm.does("scontrol", f'case "$({last})" in "scontrol update "*) {fail};; esac')
+    done = door(76)
+    assert done.returncode == 0 and "job 12_3 may run on n2 again: scontrol: Invalid node name" in done.stderr
+
+
+def test_without_scontrol_no_node_is_excluded(door):
+    not_passed(door)
+    (door.root / "bin").mkdir()
+    assert door(76, path=str(door.root / "bin")).returncode == BY_THE_SHELL and excluded(door) == []

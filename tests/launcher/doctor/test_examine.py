@@ -122,6 +122,7 @@ def rank(number, **changes):
         ({"errors": {"torch": "ModuleNotFoundError: no torch"}}, "python", "fail", "n2: ModuleNotFoundError"),
         ({"errors": {"files": "TimeoutError: ping did not appear"}}, "shared folder", "fail", "ping did not appear"),
         ({"errors": {"clock": "TimeoutError: no"}}, "clocks", "warn", "could not be compared"),
+        ({"errors": {"product": "ArithmeticError: 3 wrong"}}, "matrix product", "fail", "n2: ArithmeticError: 3 wrong"),
         ({"errors": {"all_reduce": "RuntimeError: Timed out"}}, "all-reduce", "fail", "--interface"),
     ],
 )  # fmt: skip

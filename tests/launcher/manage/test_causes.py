@@ -52,6 +52,9 @@ def test_what_was_said(text, cause):
         ("TrainingFailed", "step 3: the loss is nan", "step 3: the loss is nan"),
         ("ValueError", "shapes (2,) and (3,)", "ValueError: shapes (2,) and (3,)"),
         ("ZeroDivisionError", "", "ZeroDivisionError"),
+        ("NodeFailed", "node n2 did not pass the preflight: CUDA error: out of memory",
+         "node n2 did not pass the preflight: CUDA error: out of memory"),
+        ("AllReduceFailed", "preflight of 4 ranks: NCCL error", "preflight of 4 ranks: NCCL error"),
     ],
 )  # fmt: skip
 def test_what_a_rank_wrote_down(kind, message, name):

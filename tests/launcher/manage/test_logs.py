@@ -62,6 +62,18 @@ def test_what_broke_is_told_while_the_run_waits_to_go_on(sweep):
     assert str(evidence(sweep).cause) == "rank 0 on n1 made no progress for 900 s; see rank0.hang.txt"
 
 
+def test_a_node_that_did_not_pass_is_the_cause_and_is_named_as_avoided(sweep, slurm, capsys):
+    words = "node n2 did not pass the preflight: writing x: Input/output error"
+    sweep.status("abc1", "REQUEUED", f"broke down: rank 1 on n2: NodeFailed: {words}")
+    sweep.failure("abc1", 1, "NodeFailed", words)
+    sweep.dir.run("abc1").add_attempt_event(event="exclude", node="n2", reason="broke down: oh\x1b[2J")
+    slurm.queue(("12", "PENDING"))
+    show_logs(str(sweep.dir.run("abc1").path), sweep.dir.path, slurm.env, rank=None, lines=0, follow=False)
+    said = capsys.readouterr().err
+    assert "rank 1 on n2 failed first" in said and f"cause: {words}; the run is requeued to other nodes" in said
+    assert "avoids n2: broke down: oh" in said and "\x1b" not in said
+
+
 def test_failures_of_an_earlier_start_do_not_count(sweep):
     sweep.failure("abc1", 1, "OSError", "[Errno 28] No space left on device")
     sweep.started("abc1", incarnation="12.r1", time="2026-11-22T04:00:00")

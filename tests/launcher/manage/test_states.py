@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 
 from launcher.manage.states import run_states
 from launcher.manage.survey import survey
+from launcher.manage.table import lines, records
 from launcher.manage.targets import Target
+from launcher.runtime.bad_nodes import Exclusion
 from launcher.runtime.errors import UserError
 from launcher.slurm_cli import Slurm
 from tests.launcher.made_sweep import MadeSweep
@@ -338,3 +343,16 @@ def test_a_run_waits_for_its_successor(sweep, slurm, said, started, handed, queu
     found = state_of(sweep, slurm)
     assert (found.state, found.job_id, found.reason) == (state, job, reason)
     assert found.is_active == (state in ("SUBMITTED", "RUNNING", "REQUEUED")), "the same command adopts it"
+
+
+def test_the_nodes_that_a_run_avoids_are_told_with_why(sweep, slurm):
+    own(sweep, "REQUEUED")
+    sweep.dir.run("aaa").add_attempt_event(event="exclude", node="n2", reason="broke down: oh")
+    slurm.queue(("12", "PENDING"))
+    state = state_of(sweep, slurm)
+    assert (state.state, state.excluded) == ("REQUEUED", (Exclusion("n2", "broke down: oh"),))
+    (record,) = records([(sweep.dir, state)])
+    assert json.loads(json.dumps(record))["excluded"] == [{"node": "n2", "reason": "broke down: oh"}]
+    head, line = lines([(sweep.dir, state)])
+    assert "avoids" in head and line[head.index("avoids") :].startswith("n2")
+    assert "avoids" not in lines([(sweep.dir, dataclasses.replace(state, excluded=()))])[0]
