@@ -132,6 +132,7 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     from launcher.naming import default_name
     from launcher.plan import make_plan
     from launcher.runtime.job import Outcome, run_job
+    from launcher.submission.disk import show_disk
     from launcher.submission.in_process import decide_here, require_unpacked
 
     require_unpacked(member)
@@ -142,6 +143,8 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     if member.values["launch"]["dry_run"]:
         would = "train" if decision.action == "start" else decision.action
         print(f"would {would} here: {plan.rundir.path}  {' '.join(member.overrides)}".rstrip())
+        if decision.begins:
+            show_disk(plan.rundir.path.parent.parent, [plan])
         return Outcome(decision.state, ExitCode.DONE, {})
     if decision.action == "skip":
         print(f"COMPLETED already: {plan.rundir.path}")

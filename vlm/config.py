@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from launcher.runtime.errors import UserError
+from launcher.runtime.footprint import Footprint
 from launcher.runtime.plan import Facts
 from launcher.runtime.sections import NotNegative, Positive, Section, execution
 
@@ -262,6 +263,16 @@ class TrainConfig(Section):
         return dataclasses.replace(
             self, data=_resolve_data(self.data, self.trainer.batch_size, facts), precision=self._precision(facts)
         )
+
+    def footprint(self) -> Footprint:
+        """What a run of this config, resolved, will leave on disk.
+
+        Raises:
+            UserError: the data cannot be read any more.
+        """
+        from vlm.footprint import footprint_of
+
+        return footprint_of(self)
 
     def _precision(self, facts: Facts) -> PrecisionConfig:
         kind = self.precision.kind

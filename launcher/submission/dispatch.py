@@ -74,7 +74,7 @@ def dispatch(
     if launch.dry_run:
         from launcher.submission.dry_run import show
 
-        show(sweep, unique, snapshot, slurm, logs, rule, packing)
+        show(sweep, unique, snapshot, slurm, logs, rule, packing, launch.parallel)
         return [None] * len(jobs)
     wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule, packing, goal)
     if slurm is None:

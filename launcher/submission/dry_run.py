@@ -9,6 +9,7 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit
 from launcher.submission.batch import Batch, script_text
+from launcher.submission.disk import show_disk
 from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Rule, decisions, tell
 from launcher.submission.snapshot import Snapshot
@@ -23,14 +24,16 @@ def show(
     logs: Path,
     rule: Rule,
     packing: Packing | None = None,
+    parallel: int | None = None,
 ) -> None:
-    """Print the plan, each shape's batch script and Slurm's answer to ``sbatch --test-only``.
+    """Print the plan, what it takes on disk, each shape's batch script and Slurm's answer to ``sbatch --test-only``.
 
     Args:
         slurm: None: the runs are processes on this machine.
         logs: folder of what jobs print.
         rule: which runs that have ended would be run again.
         packing: have runs of one rank share jobs.
+        parallel: most runs at a time on this machine.
 
     Raises:
         UserError: Slurm would not take one of the shapes, or does not answer.
@@ -42,10 +45,13 @@ def show(
         print(f"{decision.run_id}  {decision.state:<10} {decision.action:<7} {differs}".rstrip())
     tell(sweep, found)
     if slurm is None:
+        show_disk(sweep.path.parent, [job.plan for job in todo], snapshot, parallel)
         return
     minutes = sum(job.resources.gpus * job.resources.minutes for job in todo)
     print(f"# {len(todo)} would be submitted; at most {minutes / 60:.1f} GPU-hours by their time limits")
     limit = largest_array(slurm) if todo else 1
+    at_once = _at_once(todo, packing, limit)
+    show_disk(sweep.path.parent, [job.plan for job in todo], snapshot, at_once)
     refused = []
     for shape in by_shape(todo):
         shared = packing if packing and packing.takes(shape[0].resources.hardware) else None
@@ -58,6 +64,13 @@ def show(
         refused += _show_shape(f"{len(shape)} runs like this{how}", batch, snapshot, slurm)
     if refused:
         raise UserError("; ".join(refused))
+
+
+def _at_once(jobs: Sequence[Job], packing: Packing | None, limit: int) -> int | None:
+    """Most of ``jobs`` that run at a time where all of them share workers; None: as many as Slurm starts."""
+    if packing is None or not all(packing.takes(job.resources.hardware) for job in jobs):
+        return None
+    return sum(packing.jobs(len(shape), limit) * packing.beside for shape in by_shape(jobs))
 
 
 def _show_shape(title: str, batch: Batch, snapshot: Snapshot, slurm: Slurm) -> list[str]:

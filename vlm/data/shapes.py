@@ -93,6 +93,14 @@ def caption_of(scene: list[Thing], data: ShapesData) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def letters(data: ShapesData) -> set[str]:
+    """All characters that captions may have."""
+    one = Thing(shape="", color="", size="", place=0)
+    sizes = data.sizes if len(data.sizes) > 1 else []
+    several = [caption_of([one] * n, data) for n in range(1, data.objects + 1)]
+    return set("".join([*several, *data.shapes, *data.colors, *sizes, *_PLACES[data.grid]]))
+
+
 def render(scene: list[Thing], data: ShapesData, jitter: np.ndarray) -> Image.Image:
     """The picture of a scene.
 
