@@ -106,6 +106,13 @@ class DataConfig(Section):
     """Processes that prepare batches; 0: this one. The cache makes one process enough on most machines."""
     cache_dir: str = execution()
     """Folder of indices, decoded pictures and rendered data, shared by all runs on this machine."""
+    stage: str | None = execution(None)
+    """Folder on the node's own disk into which decoded pictures are copied, once a node, and read from there;
+    variables as in ``$TMPDIR`` are those of the node. null: they are read from ``cache_dir``."""
+
+    def __post_init__(self) -> None:
+        if self.stage is not None and not self.stage.startswith(("/", "$")):
+            raise ValueError(f"stage={self.stage!r} should begin with a slash or a variable, e.g. $TMPDIR; or be null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +128,7 @@ class CsvData(DataConfig):
     """Column of the caption."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.path:
             raise ValueError("path is not set: name your CSV file, e.g. data.path=captions.csv")
 
@@ -148,6 +156,7 @@ class ShapesData(DataConfig):
     """So many shape-colour pairs appear in no training or validation scene, only in a test file of their own."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("shapes", "colors", "sizes"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):

@@ -76,13 +76,15 @@ class Kind:
     def need(self) -> Need:
         """What one of them takes, checkpoints left out where the task does not tell."""
         footprint = self.footprint or Footprint(steps=0, weights_bytes=0, optimizer_bytes=0)
-        always = Space(_PLANS_BYTES * 2 + _RECORDS_BYTES, 10) + Space(_RANK_BYTES, 3) * self.ranks
+        always = Space(2 * _PLANS_BYTES + _RECORDS_BYTES, 10) + Space(_RANK_BYTES, 3) * self.ranks
         always += Space(500, 3) if self.ranks > 1 else Space()  # where they met
         always += Space(footprint.own_bytes, footprint.own_files) + tracked(footprint, self.tracker)
+        drawn = Space(_CURVES_BYTES, 2) if self.tracker.csv and self.tracker.curves else Space()
         if self.footprint is None:
-            return Need(always, always)
-        states = checkpoints(footprint, self.checkpoint, self.ranks)
-        return Need(always + states.fullest, always + states.end)
+            return Need(always + drawn, always + drawn)
+        saved = checkpoints(footprint, self.checkpoint, self.ranks)
+        fullest = max(saved.training, saved.ending + drawn, key=lambda space: space.bytes)
+        return Need(always + fullest, always + drawn + saved.end)
 
 
 def kind_of(plan: Plan) -> Kind:
@@ -103,7 +105,19 @@ def kinds_of(plans: Iterable[Plan]) -> Counter[Kind]:
     return Counter(map(kind_of, plans))
 
 
-def checkpoints(footprint: Footprint, settings: CheckpointSettings, ranks: int) -> Need:
+@dataclass(frozen=True)
+class Checkpoints:
+    """What the folder ``checkpoints`` of a run takes."""
+
+    training: Space
+    """At the moment when it takes most."""
+    ending: Space
+    """Once all is saved and before a run that keeps weights alone lets go of its states."""
+    end: Space
+    """Once it is COMPLETED."""
+
+
+def checkpoints(footprint: Footprint, settings: CheckpointSettings, ranks: int) -> Checkpoints:
     """What the folder ``checkpoints`` takes.
 
     Where the last validation was the best one, best and final weights are one file on disk, counted twice here.
@@ -112,26 +126,29 @@ def checkpoints(footprint: Footprint, settings: CheckpointSettings, ranks: int) 
     at_end = settings.at_end or "state"
     every, steps = settings.every_steps, footprint.steps
     saves = steps // every if every else 0
-    last = saves + (at_end == "state" and not (every and steps % every == 0))  # and the one that the end saves
-    stay = min(saves, settings.keep_last) + _kept(settings, saves)
+    at_all = saves + (at_end == "state" and not (every and steps % every == 0))  # and the one that the end saves
     best = bool(settings.best and footprint.validations)
-    training = state * (stay + (saves > settings.keep_last))  # the next one is written before the oldest goes
-    training += weights * best if training.files else weights * min(best * footprint.validations, 2)
-    ending = weights * best + (weights if at_end == "weights" else Space())
-    states = state * (min(last, settings.keep_last) + _kept(settings, last)) if at_end == "state" else Space()
+    training = state * _before_one_goes(settings, at_all)
+    training += weights * (best * (1 if saves else min(footprint.validations, 2)))  # the next is written beside it
+    ending = end = weights * (best + (at_end == "weights"))
+    ending += state * _staying(settings, at_all)
+    end += state * _staying(settings, at_all) if at_end == "state" else Space()
     hint = Space(30, 1)  # LATEST
-    end = ending + (states + hint if states.files else Space())
-    while_ending = ending + (state * (stay + (last > saves)) if at_end == "state" else state * stay)
-    fullest = max(training, while_ending, end, key=lambda space: space.bytes)
-    return Need(fullest + (hint if saves else Space()), end)
+    return Checkpoints(training + hint, ending + hint, end + (hint if at_end == "state" else Space()))
 
 
-def _kept(settings: CheckpointSettings, saves: int) -> int:
-    """How many full states stay for good besides the last ones, of ``saves``."""
+def _staying(settings: CheckpointSettings, saves: int) -> int:
+    """How many full states are there after ``saves`` of them: the last ones, and those that stay for good."""
+    last = min(saves, settings.keep_last)
     if not settings.keep_every or not settings.every_steps:
-        return 0
+        return last
     apart = math.lcm(settings.every_steps, settings.keep_every) // settings.every_steps
-    return max(saves - settings.keep_last, 0) // apart
+    return last + (saves - last) // apart
+
+
+def _before_one_goes(settings: CheckpointSettings, saves: int) -> int:
+    """The most that are there at a time: the next one is written before the oldest goes."""
+    return _staying(settings, saves - 1) + 1 if saves else 0
 
 
 def _state(footprint: Footprint, ranks: int) -> Space:
@@ -145,13 +162,12 @@ def _weights(footprint: Footprint) -> Space:
 
 
 def tracked(footprint: Footprint, settings: TrackerSettings) -> Space:
-    """What trackers write below the run's folder; MLflow's database stands beside the sweeps, and counts too."""
+    """What trackers write while the run goes on; MLflow's database stands beside the sweeps, and counts too."""
     numbers = footprint.numbers + footprint.records  # the session adds one of its own
     found = Space()
     if settings.csv:
         rows = footprint.records * (_LOSSES_BYTES + _TIMINGS_BYTES)
         found += Space(numbers * _CSV_BYTES + rows + 120, 3)
-        found += Space(_CURVES_BYTES, 2) if settings.curves else Space()
     pictures = footprint.picture_bytes
     if settings.tensorboard:
         found += Space(numbers * _TENSORBOARD_BYTES + pictures + 5_000, 3)

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.runtime.polling import Poll, keep_going
 from vlm.config import DataConfig, ShapesData
-from vlm.data.build_once import Poll, build_once, keep_going, polled
+from vlm.data.build_once import build_once, polled
 
 if TYPE_CHECKING:  # imported where scenes are drawn: planning a run asks for their digest alone
     import numpy as np
