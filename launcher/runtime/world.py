@@ -61,9 +61,7 @@ class World:
         """
         names = [braced or plain for braced, plain in _VARIABLE.findall(text)]
         if missing := [name for name in names if not self.variables.get(name)]:
-            raise UserError(
-                f"{key}={text}: ${missing[0]} is not set on {self.node or 'this node'}; name another folder"
-            )
+            raise UserError(f"{key}={text}: {missing[0]} is not set on {self.node or 'this node'}; name another folder")
         path = Path(_VARIABLE.sub(lambda found: self.variables[found[1] or found[2]], text))
         if not path.is_absolute():
             raise UserError(f"{key}={text}: is {path} on {self.node or 'this node'}; should begin with a slash")
