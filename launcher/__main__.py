@@ -71,9 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     curves.add_argument("targets", nargs="+", metavar="TARGET", help="a sweep's folder, a root of sweeps, or RUN")
     curves.set_defaults(command=_curves)
 
-    _add_clean(
-        commands.add_parser("clean", help="remove what ended runs do not need; first it says what")
-    )
+    _add_clean(commands.add_parser("clean", help="remove what ended runs do not need; first it says what"))
 
     sync = commands.add_parser("sync", help="give MLflow and W&B what they missed of runs")
     sync.add_argument("targets", nargs="+", metavar="TARGET", help="a sweep's folder, a root of sweeps, or RUN")

@@ -13,7 +13,7 @@ import pytest
 
 from launcher.plan import make_plan
 from launcher.runtime import stage as staging
-from launcher.runtime.errors import UserError
+from launcher.runtime.errors import Stopped, UserError
 from launcher.runtime.job import run_job
 from launcher.runtime.signals import StopFlag
 from tests.conftest import PHOTOS, small
@@ -104,7 +104,8 @@ def test_a_stop_while_data_are_copied_leaves_nothing_and_the_run_goes_on(plan, t
 
     with monkeypatch.context() as patch:
         patch.setattr(staging, "_chunks", asked)
-        assert run_job(made, {}, stop).state == "PREEMPTED"
+        with pytest.raises(Stopped):
+            run_job(made, {}, stop)
     left = list((tmp_path / "node" / f"seemore-{os.getuid()}").iterdir())
     assert [path.suffix for path in left] == [".lock"]
     assert run_job(made, {}, StopFlag()).state == "COMPLETED"
