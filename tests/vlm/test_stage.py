@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tests.conftest import PHOTOS, small
 from tests.vlm.conftest import run_ranks
 from vlm.data import cache
 
-WORDS = ("precision=fp32", "tracker=csv", "tracker.curves=false", "trainer.max_steps=3")
+WORDS = ("precision=fp32", "tracker=csv", "tracker.curves=false", "trainer.max_steps=2", "throughput.peak_tflops=null")
 
 
 @pytest.fixture
@@ -109,11 +108,3 @@ def test_a_stop_while_data_are_copied_leaves_nothing_and_the_run_goes_on(plan, t
     left = list((tmp_path / "node" / f"seemore-{os.getuid()}").iterdir())
     assert [path.suffix for path in left] == [".lock"]
     assert run_job(made, {}, StopFlag()).state == "COMPLETED"
-
-
-def test_the_copy_is_made_again_on_a_node_that_lost_it(plan, tmp_path):
-    made = plan(f"data.stage={tmp_path}/node", "trainer.max_steps=1")
-    run_job(made, {}, StopFlag())
-    shutil.rmtree(tmp_path / "node")
-    again = plan(f"data.stage={tmp_path}/node", "trainer.max_steps=2")
-    assert run_job(again, {}, StopFlag()).state == "COMPLETED"
