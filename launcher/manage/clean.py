@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,8 @@ class _Cleaner:
 
     def clean(self, sweep: SweepDir, states: Sequence[RunState], *, whole: bool) -> None:
         """One sweep, or some runs of it; its lock is held, so that no command begins one of them meanwhile."""
-        if not self._wish.really:
-            self._go_over(sweep, states, whole)
-            return
         try:
-            with sweep.locked():
+            with sweep.locked() if self._wish.really else nullcontext():
                 self._go_over(sweep, states, whole)
         except UserError as error:
             self._say(error)

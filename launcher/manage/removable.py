@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,8 @@ from launcher.runtime.sweepdir import SweepDir
 Keep = Literal["all", "last", "best"]
 """Which checkpoints stay. all: each. last: best and final weights, and the newest full state. best: of a COMPLETED run
 its best and final weights alone, of another what last keeps."""
-_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "PREEMPTED", "STALLED")
+_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "PREEMPTED")
+"""Not STALLED: where machines do not share file locks its process may live on another one."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,10 @@ class Item:
     def of(path: Path, kind: str) -> Item:
         """``path`` with all that is in it; a file that has another name elsewhere frees nothing."""
         inside = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
-        found = [one.lstat() for one in inside]
+        found = []
+        for one in inside:
+            with suppress(FileNotFoundError):  # somebody else has just removed it
+                found.append(one.lstat())
         freed = sum(one.st_size for one in found if stat.S_ISREG(one.st_mode) and one.st_nlink == 1)
         return Item(path, kind, freed, len(found))
 

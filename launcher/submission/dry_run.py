@@ -10,6 +10,7 @@ from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit
 from launcher.submission.batch import Batch, script_text
 from launcher.submission.disk import show_disk
+from launcher.submission.local_queue import default_parallel
 from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Rule, decisions, tell
 from launcher.submission.snapshot import Snapshot
@@ -45,7 +46,8 @@ def show(
         print(f"{decision.run_id}  {decision.state:<10} {decision.action:<7} {differs}".rstrip())
     tell(sweep, found)
     if slurm is None:
-        show_disk(sweep.path.parent, [job.plan for job in todo], snapshot, parallel)
+        at_once = (parallel or default_parallel(todo)) * (packing.beside if packing else 1) if todo else None
+        show_disk(sweep.path.parent, [job.plan for job in todo], snapshot, at_once)
         return
     minutes = sum(job.resources.gpus * job.resources.minutes for job in todo)
     print(f"# {len(todo)} would be submitted; at most {minutes / 60:.1f} GPU-hours by their time limits")

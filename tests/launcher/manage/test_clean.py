@@ -175,6 +175,11 @@ class TestLeftAlone:
         assert left(sweep, "aaa") == ALL
         assert "left as they are: 1 RUNNING" in capsys.readouterr().err
 
+    def test_a_run_that_is_stalled_may_live_on_another_machine(self, sweep, capsys):
+        sweep.status("aaa", "RUNNING", age_s=10_000)
+        assert main(["clean", "runs/demo", "--keep-best", "--yes"]) == 0
+        assert left(sweep, "aaa") == ALL and "left as they are: 1 STALLED" in capsys.readouterr().err
+
     def test_runs_that_wait_in_slurms_queue_and_those_that_never_began(self, sweep, slurm, capsys):
         sweep.submitted("bbb")
         slurm.queue(("12", "PENDING"))
@@ -268,6 +273,15 @@ def test_copies_of_the_code_stay_where_one_run_alone_is_named(code):
     before = copies(code)
     assert main(["clean", "aaa", "--keep-best", "--yes"]) == 0
     assert copies(code) == before
+
+
+@pytest.mark.parametrize("words", [["--yes"], []])
+def test_a_plan_that_cannot_be_read_is_told_and_no_copy_of_the_code_goes(code, slurm, capsys, words):
+    slurm.queue()
+    before = copies(code)
+    code.dir.run("aaa").plan.write_text("{")
+    assert main(["clean", "runs/demo", *words]) == 1
+    assert copies(code) == before and "plan.json: cannot be read" in capsys.readouterr().err
 
 
 def test_json_is_a_record_for_each_thing(sweep, capsys):
