@@ -18,6 +18,7 @@ See and manage runs; python -m launcher.run starts them.
   python -m launcher resume 1537f0             go on with a run from its last checkpoint, the way it was launched
   python -m launcher retry runs/demo           go on with what failed or stopped of it
   python -m launcher curves runs/demo          draw the curves of runs that have none, as packed ones
+  python -m launcher clean runs/demo           what of it is not needed any more; --yes removes it
   python -m launcher sync runs/demo            give MLflow and W&B what they missed of it
   python -m launcher doctor                    does this cluster do what we rely on?
 
@@ -70,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     curves.add_argument("targets", nargs="+", metavar="TARGET", help="a sweep's folder, a root of sweeps, or RUN")
     curves.set_defaults(command=_curves)
 
+    _add_clean(commands.add_parser("clean", help="remove what ended runs do not need; first it says what"))
+
     sync = commands.add_parser("sync", help="give MLflow and W&B what they missed of runs")
     sync.add_argument("targets", nargs="+", metavar="TARGET", help="a sweep's folder, a root of sweeps, or RUN")
     sync.add_argument("--mlflow-uri", metavar="URI", help="this store of MLflow, whatever the runs were planned with")
@@ -78,6 +81,19 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_doctor(commands.add_parser("doctor", help="check Slurm's settings, the shared folder and a test job"))
     return parser
+
+
+def _add_clean(clean: argparse.ArgumentParser) -> None:
+    clean.add_argument("targets", nargs="+", metavar="DIR", help="a sweep's folder, a root of sweeps, or RUN")
+    which = clean.add_mutually_exclusive_group()
+    best = "of checkpoints keep best and final weights alone; of runs that are not COMPLETED the newest full state too"
+    which.add_argument("--keep-best", dest="keep", action="store_const", const="best", default="all", help=best)
+    last = "keep best and final weights and the newest full state"
+    which.add_argument("--keep-last", dest="keep", action="store_const", const="last", help=last)
+    clean.add_argument("--traces", action="store_true", help="remove what profilers recorded, too")
+    clean.add_argument("--yes", action="store_true", help="remove it; without this nothing is changed")
+    clean.add_argument("--json", action="store_true", help="print JSON")
+    clean.set_defaults(command=_clean)
 
 
 def _add_doctor(doctor: argparse.ArgumentParser) -> None:
@@ -152,6 +168,13 @@ def _sync(args: argparse.Namespace) -> int:
 
     set_defaults(os.environ)
     return sync(args.targets, Path.cwd(), uri=args.mlflow_uri, send=args.wandb)
+
+
+def _clean(args: argparse.Namespace) -> int:
+    from launcher.manage.clean import Wish, clean
+
+    wish = Wish(keep=args.keep, traces=args.traces, really=args.yes)
+    return clean(args.targets, Path.cwd(), os.environ, wish, as_json=args.json)
 
 
 def _doctor(args: argparse.Namespace) -> int:

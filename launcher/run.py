@@ -138,6 +138,7 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     from launcher.naming import default_name
     from launcher.plan import make_plan, read_sections
     from launcher.runtime.job import Outcome, run_job
+    from launcher.submission.disk import show_disk
     from launcher.submission.in_process import decide_here, require_no_jobs
     from launcher.submission.runnable import require_here
     from launcher.submission.variables import given, say_hints, variables_here
@@ -151,6 +152,8 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     if member.values["launch"]["dry_run"]:
         would = "train" if decision.action == "start" else decision.action
         print(f"would {would} here: {plan.rundir.path}  {' '.join(member.overrides)}".rstrip())
+        if decision.begins:
+            show_disk(plan.rundir.path.parent.parent, [plan])
         return Outcome(decision.state, ExitCode.DONE, {})
     if decision.action == "skip":
         print(f"COMPLETED already: {plan.rundir.path}")

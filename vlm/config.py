@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from launcher.runtime.errors import UserError
+from launcher.runtime.footprint import Footprint
 from launcher.runtime.sections import NotNegative, Positive, Section, execution
 from launcher.runtime.task_config import Facts
 
@@ -105,6 +106,13 @@ class DataConfig(Section):
     """Processes that prepare batches; 0: this one. The cache makes one process enough on most machines."""
     cache_dir: str = execution()
     """Folder of indices, decoded pictures and rendered data, shared by all runs on this machine."""
+    stage: str | None = execution(None)
+    """Folder on the node's own disk into which decoded pictures are copied, once a node, and read from there;
+    variables as in ``$TMPDIR`` are those of the node. null: they are read from ``cache_dir``."""
+
+    def __post_init__(self) -> None:
+        if self.stage is not None and not self.stage.startswith(("/", "$")):
+            raise ValueError(f"stage={self.stage!r} should begin with a slash or a variable, e.g. $TMPDIR; or be null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +128,7 @@ class CsvData(DataConfig):
     """Column of the caption."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.path:
             raise ValueError("path is not set: name your CSV file, e.g. data.path=captions.csv")
 
@@ -147,6 +156,7 @@ class ShapesData(DataConfig):
     """So many shape-colour pairs appear in no training or validation scene, only in a test file of their own."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("shapes", "colors", "sizes"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
@@ -265,6 +275,16 @@ class TrainConfig(Section):
         return dataclasses.replace(
             self, data=_resolve_data(self.data, self.trainer.batch_size, facts), precision=self._precision(facts)
         )
+
+    def footprint(self) -> Footprint:
+        """What a run of this config, resolved, will leave on disk.
+
+        Raises:
+            UserError: the data cannot be read any more.
+        """
+        from vlm.footprint import footprint_of
+
+        return footprint_of(self)
 
     def _precision(self, facts: Facts) -> PrecisionConfig:
         kind = self.precision.kind

@@ -22,10 +22,12 @@ def train(session: Session) -> dict[str, Any]:
 
     Raises:
         Stopped: asked to stop while the data were built, before a checkpoint was looked for.
+        UserError: ``data.stage`` names a variable that is not set here, or the data cannot be used.
     """
     config: TrainConfig = session.config
     torch.use_deterministic_algorithms(config.trainer.deterministic)
-    trainer = Trainer(session, open_data(config, poll=lambda: _poll(session)))
+    stage = None if config.data.stage is None else session.world.folder("data.stage", config.data.stage)
+    trainer = Trainer(session, open_data(config, poll=lambda: _poll(session), stage=stage))
     trainer.run()
     if session.stopping or not session.world.is_main:
         return {}

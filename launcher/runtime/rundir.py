@@ -205,9 +205,13 @@ class RunDir:
         """What saves and deletions that crashed have left, and what is being written now."""
         return list(self.checkpoints.glob(f"{_UNFINISHED}*"))
 
+    def list_torn(self) -> list[Path]:
+        """What replacing files has left where it was cut off."""
+        return [p for folder in (self.path, self.checkpoints, self.traces) for p in folder.glob(".*.tmp")]
+
     def sweep(self) -> None:
-        """Remove what replacing files has left where it was cut off; only the attempt that holds the run may."""
-        for left in (p for folder in (self.path, self.checkpoints, self.traces) for p in folder.glob(".*.tmp")):
+        """Remove ``list_torn``; only the attempt that holds the run may."""
+        for left in self.list_torn():
             left.unlink(missing_ok=True)
 
     def list_checkpoints(self, kind: str) -> list[Path]:

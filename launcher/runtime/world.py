@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from launcher.runtime.errors import UserError
 from launcher.runtime.place import job_id, number, place
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,8 @@ class World:
     """What Slurm calls this node (SLURMD_NODENAME)."""
     launch_address: str = ""
     """Where Slurm says that the step was launched (SLURM_LAUNCH_NODE_IPADDR)."""
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """The environment of this process as it was given."""
 
     @property
     def node(self) -> str:
@@ -46,6 +52,20 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes the files that all ranks share."""
         return self.rank == 0
+
+    def folder(self, key: str, text: str) -> Path:
+        """The folder that ``text``, the value of ``key``, names on this node, with its variables as they are here.
+
+        Raises:
+            UserError: a variable is not set or empty here, or the folder is not absolute.
+        """
+        names = [braced or plain for braced, plain in _VARIABLE.findall(text)]
+        if missing := [name for name in names if not self.variables.get(name)]:
+            raise UserError(f"{key}={text}: {missing[0]} is not set on {self.node or 'this node'}; name another folder")
+        path = Path(_VARIABLE.sub(lambda found: self.variables[found[1] or found[2]], text))
+        if not path.is_absolute():
+            raise UserError(f"{key}={text}: is {path} on {self.node or 'this node'}; should begin with a slash")
+        return path
 
     @staticmethod
     def from_env(
@@ -71,6 +91,7 @@ class World:
             host=socket.gethostname(),
             node_name=env.get("SLURMD_NODENAME", ""),
             launch_address=env.get("SLURM_LAUNCH_NODE_IPADDR", ""),
+            variables=dict(env),
             **{"job_id": job_id(env), "restarts": restarts} | found,
         )
 

@@ -73,7 +73,7 @@ def dispatch(
     if launch.dry_run:
         from launcher.submission.dry_run import show
 
-        show(sweep, unique, snapshot, slurm, logs, wanted.rule, packing, continuation)
+        show(sweep, unique, snapshot, slurm, logs, wanted.rule, packing, continuation, launch.parallel)
         return [None] * len(jobs)
     if slurm is None:
         metrics: Mapping[str, Any] = run_here(wanted, launch.parallel, env)

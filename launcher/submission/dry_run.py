@@ -10,7 +10,9 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit
 from launcher.submission.batch import Batch, script_text
+from launcher.submission.disk import show_disk
 from launcher.submission.keep_off import keep_off
+from launcher.submission.local_queue import default_parallel
 from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Rule, decisions, tell
 from launcher.submission.snapshot import Snapshot
@@ -27,8 +29,9 @@ def show(
     rule: Rule,
     packing: Packing | None = None,
     continuation: Continuation = REQUEUE,
+    parallel: int | None = None,
 ) -> None:
-    """Print the plan, each shape's batch script and Slurm's answer to ``sbatch --test-only``.
+    """Print the plan, what it takes on disk, each shape's batch script and Slurm's answer to ``sbatch --test-only``.
 
     Args:
         slurm: None: the runs are processes on this machine.
@@ -36,6 +39,7 @@ def show(
         rule: which runs that have ended would be run again.
         packing: have runs of one rank share jobs.
         continuation: how runs go on whose jobs are ended.
+        parallel: most runs at a time on this machine.
 
     Raises:
         UserError: Slurm would not take one of the shapes, or does not answer.
@@ -47,11 +51,15 @@ def show(
         print(f"{decision.run_id}  {decision.state:<10} {decision.action:<7} {differs}".rstrip())
     tell(sweep, found)
     if slurm is None:
+        at_once = (parallel or default_parallel(todo)) * (packing.beside if packing else 1) if todo else None
+        show_disk(sweep.path.parent, [job.plan for job in todo], snapshot, at_once)
         return
     todo = keep_off(sweep, todo, found, slurm, snapshot, logs, packing)
     minutes = sum(job.resources.gpus * job.resources.minutes for job in todo)
     print(f"# {len(todo)} would be submitted; at most {minutes / 60:.1f} GPU-hours by their time limits")
     limit = largest_array(slurm) if todo else 1
+    at_once = _at_once(todo, packing, limit)
+    show_disk(sweep.path.parent, [job.plan for job in todo], snapshot, at_once)
     refused = []
     shapes = by_shape(todo)
     counts = continuation.successors([shape[0].resources for shape in shapes], slurm)
@@ -69,6 +77,13 @@ def show(
         refused += _show_shape(f"{len(shape)} runs like this{how}", batch, snapshot, slurm)
     if refused:
         raise UserError("; ".join(refused))
+
+
+def _at_once(jobs: Sequence[Job], packing: Packing | None, limit: int) -> int | None:
+    """Most of ``jobs`` that run at a time where all of them share workers; None: as many as Slurm starts."""
+    if packing is None or not all(packing.takes(job.resources.hardware) for job in jobs):
+        return None
+    return sum(packing.jobs(len(shape), limit) * packing.beside for shape in by_shape(jobs))
 
 
 def _show_shape(title: str, batch: Batch, snapshot: Snapshot, slurm: Slurm) -> list[str]:

@@ -214,10 +214,10 @@ def run_all(
         codes: dict[str, int] = {}
         for shape in by_shape(shared):
             if packing and not stop:
-                most = parallel or _default_parallel(shape)
+                most = parallel or default_parallel(shape)
                 codes |= PackedQueue(sweep, shape, snapshot, packing, most, env, logs).run(stop)
         if alone and not stop:
-            queue = _Queue(sweep, alone, snapshot, parallel or _default_parallel(alone), env, logs)
+            queue = _Queue(sweep, alone, snapshot, parallel or default_parallel(alone), env, logs)
             queue.run(stop)
             codes |= queue.codes
         _tell(sweep, jobs, codes)
@@ -249,7 +249,8 @@ def _gpus(job: Job) -> int:
     return job.resources.gpus if job.resources.hardware.device == "cuda" else 0
 
 
-def _default_parallel(jobs: Sequence[Job]) -> int:
+def default_parallel(jobs: Sequence[Job]) -> int:
+    """How many of ``jobs`` run at a time here where nobody says: on GPUs as those allow, else as the cores do."""
     if all(job.resources.hardware.device == "cuda" for job in jobs):
         return len(jobs)  # the GPUs are the limit
     hardware = [job.resources.hardware for job in jobs]

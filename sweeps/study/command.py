@@ -22,6 +22,7 @@ from launcher.runtime.pack.worker import take_name
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir, write_plans
 from launcher.schema import LaunchConfig
+from launcher.submission.disk import show_disk
 from launcher.submission.goal import Goal
 from launcher.submission.packing import without_extras
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
@@ -112,6 +113,8 @@ def study(asked: Asked, env: MutableMapping[str, str], cwd: Path) -> int:
         )
     if launch.dry_run:
         print(f"would search {len(space)} keys in {settings.n_trials} trials: {folder.path}")
+        workers = _workers(asked, member, launch, settings)
+        show_disk(folder.sweep.path.parent, [job.plan] * settings.n_trials, snapshot, workers)
         return ExitCode.DONE
     workers = _workers(asked, member, launch, settings)
     logs = folder.sweep.job_logs

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from launcher.runtime.errors import UserError
+from launcher.runtime.polling import Poll, held, keep_going
 
 T = TypeVar("T")
-Poll = Callable[[], None]
-"""Called every so often while something is built; it raises where this process is to stop, and nothing is left."""
-
-ASK_S = 0.1
-"""Longest wait between two polls, in seconds."""
-
-
-def keep_going() -> None:
-    """The poll of a process that nobody asks to stop: raises never."""
 
 
 def polled(items: Iterable[T], poll: Poll, every: int = 1000) -> Iterator[T]:
@@ -45,28 +36,12 @@ def build_once(folder: Path, build: Callable[[Path], None], poll: Poll = keep_go
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _held(FileLock(folder.with_suffix(".lock")), poll):
+        with held(FileLock(folder.with_suffix(".lock")), poll):
             if not folder.exists():
                 _build(folder, build)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"cache {folder.parent}: {reason}; choose another folder with data.cache_dir=…") from error
-
-
-@contextmanager
-def _held(lock: FileLock, poll: Poll) -> Iterator[None]:
-    """Hold ``lock``, which another builder may hold for minutes: a wait that a request to stop ends."""
-    while True:
-        poll()
-        try:
-            lock.acquire(timeout=ASK_S)
-            break
-        except Timeout:
-            continue
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:

@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from launcher.runtime.errors import UserError
-from vlm.data.build_once import ASK_S, Poll, build_once, damaged, keep_going
+from launcher.runtime.polling import ASK_S, Poll, keep_going
+from launcher.runtime.stage import stage
+from vlm.data.build_once import build_once, damaged
 from vlm.data.csv_index import CsvIndex
 from vlm.data.row import BadRow, Row, read_row
 
@@ -74,8 +76,12 @@ def open_decoded(
     on_error: str,
     cache_dir: Path,
     poll: Poll = keep_going,
+    stage_in: Path | None = None,
 ) -> DecodedRows:
     """The decoded rows of ``index`` at ``size`` pixels, built on first use; ``poll`` is called while they are built.
+
+    Args:
+        stage_in: folder on this node's own disk; they are copied there, once a node, and read from the copy.
 
     Raises:
         UserError: a row is bad and ``on_error`` is ``raise`` (the first one, by number and reason), or all are bad.
@@ -84,6 +90,8 @@ def open_decoded(
     folder = cache_dir / "decoded" / f"{key}-{size}px"
     columns = index.header.index(image_column), index.header.index(caption_column)
     build_once(folder, lambda aside: _build(index, columns, size, on_error, aside, poll), poll)
+    if stage_in is not None:
+        folder = stage(folder, stage_in, poll)
     try:
         decoded = _open(folder, len(index), size)
     except (OSError, ValueError, LookupError, TypeError) as error:

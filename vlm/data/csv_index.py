@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from launcher.runtime.errors import UserError
-from vlm.data.build_once import Poll, build_once, damaged, keep_going, polled
+from launcher.runtime.polling import Poll, keep_going
+from vlm.data.build_once import build_once, damaged, polled
 
 _BLOCK = 4 << 20
 _BOM = b"\xef\xbb\xbf"

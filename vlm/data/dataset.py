@@ -13,8 +13,9 @@ import torch
 import xxhash
 
 from launcher.runtime.errors import UserError
+from launcher.runtime.polling import Poll, keep_going
 from vlm.config import CsvData, DataConfig, ShapesData, TokenizerConfig, TrainConfig
-from vlm.data.build_once import Poll, keep_going, polled
+from vlm.data.build_once import polled
 from vlm.data.cache import DecodedRows, open_decoded
 from vlm.data.csv_index import open_index
 from vlm.data.shapes import CAPTION_COLUMN, IMAGE_COLUMN, scene_files
@@ -111,18 +112,21 @@ class CaptionData:
         return digest.hexdigest()
 
 
-def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None, poll: Poll = keep_going) -> CaptionData:
+def open_data(
+    config: TrainConfig, tokenizer: Tokenizer | None = None, poll: Poll = keep_going, stage: Path | None = None
+) -> CaptionData:
     """Open the data of a resolved config, building index, cache and rendered scenes where they are not there yet.
 
     Args:
         tokenizer: the one of a trained model; None: made from the training captions.
         poll: called about every ``ASK_S`` of work; what it raises leaves nothing half-built behind.
+        stage: folder on this node's own disk from which the decoded rows are read.
 
     Raises:
         UserError: the data cannot be used (see ``open_index`` and ``open_decoded``), or does not fit the config.
     """
     file = data_file(config.data, poll)
-    decoded = _decoded(config.data, file, config.model.img_size, poll)
+    decoded = _decoded(config.data, file, config.model.img_size, poll, stage)
     train, val = split_rows(decoded, config.data.val_fraction, config.data.split_by, config.data.split_seed, poll)
     if len(train) < config.trainer.batch_size:
         raise UserError(
@@ -148,13 +152,15 @@ def data_file(data: CsvData | ShapesData, poll: Poll = keep_going) -> Path:
     return scene_files(data, poll)[0] if isinstance(data, ShapesData) else Path(data.path or "")
 
 
-def _decoded(data: DataConfig, path: Path, size: int, poll: Poll = keep_going) -> DecodedRows:
+def _decoded(
+    data: DataConfig, path: Path, size: int, poll: Poll = keep_going, stage: Path | None = None
+) -> DecodedRows:
     index = open_index(path, Path(data.cache_dir), poll)
     columns = (data.image_column, data.caption_column) if isinstance(data, CsvData) else (IMAGE_COLUMN, CAPTION_COLUMN)
     if isinstance(data, CsvData) and data.digest not in (None, index.digest):
         raise UserError(f"{path}: has changed since the run was planned (SHA-256 {index.digest}, was {data.digest})")
     index.require_columns(*columns)
-    return open_decoded(index, *columns, size, data.on_error, Path(data.cache_dir), poll)
+    return open_decoded(index, *columns, size, data.on_error, Path(data.cache_dir), poll, stage)
 
 
 def _tokenizer(config: TokenizerConfig, decoded: DecodedRows, train: np.ndarray, poll: Poll) -> Tokenizer:

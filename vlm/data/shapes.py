@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.runtime.polling import Poll, keep_going
 from vlm.config import DataConfig, ShapesData
-from vlm.data.build_once import Poll, build_once, keep_going, polled
+from vlm.data.build_once import build_once, polled
 
 if TYPE_CHECKING:  # imported where scenes are drawn: planning a run asks for their digest alone
     import numpy as np
@@ -91,6 +92,14 @@ def caption_of(scene: list[Thing], data: ShapesData) -> str:
     sized = len(data.sizes) > 1
     words = [f"a {t.size + ' ' if sized else ''}{t.color} {t.shape} {names[t.place]}" for t in scene]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def letters(data: ShapesData) -> set[str]:
+    """All characters that captions may have."""
+    one = Thing(shape="", color="", size="", place=0)
+    sizes = data.sizes if len(data.sizes) > 1 else []
+    several = [caption_of([one] * n, data) for n in range(1, data.objects + 1)]
+    return set("".join([*several, *data.shapes, *data.colors, *sizes, *_PLACES[data.grid]]))
 
 
 def render(scene: list[Thing], data: ShapesData, jitter: np.ndarray) -> Image.Image:

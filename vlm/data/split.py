@@ -6,7 +6,8 @@ import hashlib
 
 import numpy as np
 
-from vlm.data.build_once import Poll, keep_going, polled
+from launcher.runtime.polling import Poll, keep_going
+from vlm.data.build_once import polled
 from vlm.data.cache import DecodedRows
 
 

@@ -80,3 +80,27 @@ def xxh3(data: Any) -> str:
 def _checksum(body: Mapping[str, Any]) -> str:
     content = {key: value for key, value in body.items() if key != "checksum"}
     return xxh3(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+
+
+def require_whole(folder: Path, *, checksums: bool) -> None:
+    """See that the checkpoint in ``folder`` has all of its files, of the size and, if asked, the content it tells.
+
+    Raises:
+        UserError: a file is missing, short or changed, or the manifest is none.
+    """
+    for entry in Manifest.read(folder).files:
+        path = folder / entry["name"]
+        try:
+            whole = path.stat().st_size == entry["bytes"] and (not checksums or _file_xxh3(path) == entry["xxh3"])
+        except OSError as error:
+            raise UserError(f"checkpoint {folder}: {path.name}: {error.strerror}") from None
+        if not whole:
+            raise UserError(f"checkpoint {folder}: {path.name} is damaged (size or checksum differs from the manifest)")
+
+
+def _file_xxh3(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(8 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

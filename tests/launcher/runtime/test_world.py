@@ -219,3 +219,27 @@ def test_an_element_of_an_array_is_read():
     assert (array_element({}), array_element({"SLURM_ARRAY_TASK_ID": "12"})) == (None, 12)
     with pytest.raises(UserError, match="SLURM_ARRAY_TASK_ID='x'"):
         array_element({"SLURM_ARRAY_TASK_ID": "x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [("$TMPDIR", "/tmp/job 7"), ("/scratch/$USER/${JOB}x", "/scratch/eva/7x"), ("/plain", "/plain")],
+)
+def test_a_folder_of_this_node_by_its_variables(text, path):
+    world = World.from_env({"TMPDIR": "/tmp/job 7", "USER": "eva", "JOB": "7"}, "cpu")
+    assert str(world.folder("data.stage", text)) == path
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("$TMPDIR", "data.stage=$TMPDIR: TMPDIR is not set on n1; name another folder"),
+        ("/a/${EMPTY}", "data.stage=/a/${EMPTY}: EMPTY is not set on n1"),
+        ("$NAME", "data.stage=$NAME: is somewhere on n1; should begin with a slash"),
+    ],
+)
+def test_a_folder_that_means_nothing_on_this_node_is_refused_in_one_line(text, said):
+    world = World.from_env({"EMPTY": "", "NAME": "somewhere", "SLURMD_NODENAME": "n1"}, "cpu")
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        world.folder("data.stage", text)
+    assert "\n" not in str(caught.value)

@@ -219,6 +219,7 @@ class TestDryRun:
         out = capfd.readouterr().out
         assert out.count("PLANNED") == 5 and out.count("#!/bin/bash") == out.count("to start at") == 2
         assert "5 would be submitted; at most 8.0 GPU-hours" in out
+        assert "predicted on disk" in out and "# in all, all at once: " in out and "checkpoints are not known" in out
         assert "4 runs like this, in 2 arrays" in out and "--array=0-2%3" in out
         assert f"--output='{repo}/logs/%A_%a_0_log.out'" in out
         assert slurm.submitted == []
