@@ -16,6 +16,7 @@ See and manage runs; python -m launcher.run starts them.
   python -m launcher logs 12_3                 the log of the rank that failed first, and why it did
   python -m launcher cancel runs/demo          end all of its jobs
   python -m launcher resume 1537f0             go on with a run from its last checkpoint, the way it was launched
+  python -m launcher resume 1537f0 trainer.max_steps=9000    a new run, its child, that begins from its state
   python -m launcher retry runs/demo           go on with what failed or stopped of it
   python -m launcher curves runs/demo          draw the curves of runs that have none, as packed ones
   python -m launcher sync runs/demo            give MLflow and W&B what they missed of it
@@ -58,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     cancel.set_defaults(command=_cancel)
 
     resume = commands.add_parser("resume", help="go on with runs from their last checkpoints")
-    resume.add_argument("runs", nargs="+", metavar="RUN")
+    words = "RUN, and after exactly one RUN overrides: what they make of it, begun from its state"
+    resume.add_argument("words", nargs="+", metavar="RUN|KEY=VALUE", help=words)
     resume.set_defaults(command=_resume)
 
     retry = commands.add_parser("retry", help="go on with what failed or stopped of sweeps")
@@ -128,9 +130,9 @@ def _cancel(args: argparse.Namespace) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    from launcher.manage.again import resume
+    from launcher.manage.beyond import resume
 
-    return resume(args.runs, Path.cwd(), os.environ)
+    return resume(args.words, Path.cwd(), os.environ)
 
 
 def _retry(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from launcher.environment import environment
 from launcher.runtime.device import has_bf16, resolve_device
 from launcher.runtime.errors import UserError
 from launcher.runtime.identity import run_id
-from launcher.runtime.plan import Facts, Plan, resolve_name
+from launcher.runtime.plan import Facts, Parent, Plan, resolve_name
 from launcher.runtime.recipe import Recipe
 from launcher.runtime.sections import halves, hashed, nearest, parse
 from launcher.runtime.settings import ProfilerSettings, RequeueSettings, Settings
@@ -68,7 +68,14 @@ def compose_site(name: str | None) -> SiteConfig:
     return parse(SiteConfig, _section(values, "site"), "site")
 
 
-def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path, overrides: Sequence[str] = ()) -> Plan:
+def make_plan(
+    values: Mapping[str, Any],
+    *,
+    default_name: str,
+    cwd: Path,
+    overrides: Sequence[str] = (),
+    parent: Parent | None = None,
+) -> Plan:
     """Freeze a composed config for this process alone.
 
     Args:
@@ -76,6 +83,7 @@ def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path, overri
         default_name: the sweep's name where the config gives none.
         cwd: the folder in which the command was typed.
         overrides: what was typed, recorded so that the run can be composed again.
+        parent: from whose state the run begins.
 
     Raises:
         UserError: the config does not fit its schema, names a file that cannot be used, or asks for more than one rank.
@@ -89,7 +97,7 @@ def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path, overri
             )
     hardware = dataclasses.replace(sections.hardware, device=resolve_device(sections.hardware.device))
     facts = Facts(cwd=cwd, device=hardware.device, bf16=has_bf16(hardware.device))
-    return _freeze(sections, hardware, facts, default_name, None, overrides)
+    return _freeze(sections, hardware, facts, default_name, None, overrides, parent)
 
 
 def make_queued_plan(
@@ -101,6 +109,7 @@ def make_queued_plan(
     code: str | None,
     here: bool,
     overrides: Sequence[str] = (),
+    parent: Parent | None = None,
 ) -> tuple[Plan, Resources]:
     """Freeze a composed config for a job of its own.
 
@@ -108,7 +117,7 @@ def make_queued_plan(
         queue: ``hydra.launcher.*``.
         code: id of the snapshot that the job imports from.
         here: the job runs on this machine; else on a node of a cluster, which is believed to have what is asked for.
-        overrides: as for ``make_plan``.
+        overrides, parent: as for ``make_plan``.
 
     Raises:
         UserError: as ``make_plan``, or resources that cannot be asked for.
@@ -126,7 +135,7 @@ def make_queued_plan(
     resources = resources_of(hardware, sections.site, queue, here=here)
     device = resources.hardware.device
     facts = Facts(cwd=cwd, device=device, bf16=_multiplies_bf16(sections.site, device, here))
-    return _freeze(sections, resources.hardware, facts, default_name, code, overrides), resources
+    return _freeze(sections, resources.hardware, facts, default_name, code, overrides, parent), resources
 
 
 def recipe_of(plan: Plan, values: Mapping[str, Any], *, here: bool) -> Recipe:
@@ -154,6 +163,7 @@ def _freeze(
     default_name: str,
     code: str | None,
     overrides: Sequence[str],
+    parent: Parent | None,
 ) -> Plan:
     _require_ranks(sections.settings.profiler, hardware.nodes * hardware.tasks_per_node)
     config = sections.config
@@ -163,7 +173,7 @@ def _freeze(
     tracker = settled(sections.settings.tracker, facts.absolute)
     settings = dataclasses.replace(sections.settings, tracker=tracker)
     return Plan(
-        run_id=run_id(hashed(config)),
+        run_id=run_id(hashed(config), parent.run_id if parent else None),
         name=sections.launch.name or default_name,
         root=facts.absolute(sections.launch.root),
         target=sections.task.target,
@@ -179,6 +189,7 @@ def _freeze(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         overrides=tuple(overrides),
         cwd=str(facts.cwd),
+        parent=parent,
     )
 
 

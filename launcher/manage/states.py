@@ -53,6 +53,8 @@ class RunState:
     """When it is expected to start, where it waits and Slurm knows; local time of the cluster."""
     slurm: str = ""
     """Slurm's own state of its job; empty: it was not asked, or has forgotten it."""
+    parent: str = ""
+    """Id of the run from whose state it begins."""
 
     @property
     def is_over(self) -> bool:
@@ -149,6 +151,7 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
         reason=job.reason.replace("None", "") if waits and job else reason,
         start=job.start if waits and job and job.start != "N/A" else "",
         slurm=slurms,
+        parent=own.parent,
     )
 
 

@@ -16,7 +16,8 @@ COLOURS = {
 }  # fmt: skip
 """Style of each state, as rich names them."""
 _HEADINGS = (
-    "sweep", "run", "state", "step", "loss", "samples/s", "attempts", "job", "node", "reason", "start", "overrides"
+    "sweep", "run", "state", "step", "loss", "samples/s", "attempts", "job", "node", "reason", "start", "parent",
+    "overrides",
 )  # fmt: skip
 _LONGEST = 60
 """Letters of a reason in the table; `logs` and `--json` have all of it."""
@@ -71,6 +72,7 @@ def _cells(record: Mapping[str, Any], several: bool) -> dict[str, str]:
         "node": record["node"],
         "reason": _cut(record["reason"]),
         "start": record["start"].replace("T", " "),
+        "parent": record["parent"],
         "overrides": " ".join(record["differs"]),
     }
     return {name: printable(" ".join(text.split())) for name, text in texts.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,24 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parent:
+    """The run from whose state another one, its child, begins; the child's first attempt reads it and nothing else."""
+
+    run_id: str
+    path: str
+    """Its run directory, absolute."""
+    step: int
+    """Steps that the state has behind it."""
+    checkpoint: str
+    """Name of the checkpoint's folder."""
+
+    @property
+    def state(self) -> Path:
+        """The checkpoint."""
+        return RunDir(Path(self.path)).checkpoints / self.checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """One run, decided. ``science`` is what its id was hashed from; ``execution`` is all the rest of its config."""
 
@@ -62,6 +80,8 @@ class Plan:
     """What was typed, the chosen site included: what composes this run again (``launcher retry``, ``resume``)."""
     cwd: str = ""
     """The folder in which it was typed; empty: an older version planned it and recorded neither."""
+    parent: Parent | None = None
+    """From whose state it begins; part of its id. None: from scratch."""
 
     @property
     def rundir(self) -> RunDir:
@@ -73,6 +93,11 @@ class Plan:
         """The resources asked for."""
         hardware: dict[str, Any] = self.execution["hardware"]
         return hardware
+
+    @property
+    def parent_id(self) -> str | None:
+        """Id of the run from whose state it begins; None: it begins from scratch."""
+        return self.parent.run_id if self.parent else None
 
     def config_values(self) -> dict[str, Any]:
         """The task's whole config, both halves, as nested JSON values."""
@@ -93,6 +118,8 @@ class Plan:
 
     def same_science(self, other: Plan) -> bool:
         """Whether both would learn the same: what is hashed is equal, whatever was added to the schema since."""
+        if self.parent_id != other.parent_id:
+            return False
         if self.schema == other.schema and self.science == other.science:
             return True
         try:
@@ -103,12 +130,15 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """A mapping of JSON values that ``from_json`` reads."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        parent = values.pop("parent")
+        return values if parent is None else values | {"parent": asdict(parent)}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Plan:
         """Read what ``to_json`` made."""
-        plan = Plan(**values)
+        parent = values.get("parent")
+        plan = Plan(**{**values, "parent": parent and Parent(**parent)})
         return replace(plan, overrides=tuple(plan.overrides))
 
     @staticmethod

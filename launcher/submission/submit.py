@@ -294,7 +294,9 @@ class _Batcher:
         self._write_script(token, workers or len(jobs))
         logs = None if self._logs == self._sweep.job_logs else str(self._logs)
         conf = self._slurm.slurm_conf
-        self._sweep.add_event("intent", token, runs=list(runs), slurm_conf=conf, logs=logs, workers=workers)
+        children = {j.plan.run_id: j.plan.parent_id for j in jobs if j.plan.parent_id}
+        told = {"parents": children} if children else {}
+        self._sweep.add_event("intent", token, runs=list(runs), slurm_conf=conf, logs=logs, workers=workers, **told)
         return token
 
     def _write_script(self, token: str, count: int) -> None:
