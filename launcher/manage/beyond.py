@@ -53,6 +53,7 @@ def resume(words: Sequence[str], cwd: Path, env: MutableMapping[str, str]) -> in
             "on with it leave the overrides away"
         )
     plan = again.plan_today(changed, folder)
+    _require_same_task(launched[0].plan, plan)
     if plan.run_id == run:
         rows = again.over([Target(sweep, (run,))], env)
         return again.launch([changed], folder, env) if rows else ExitCode.DONE
@@ -67,6 +68,15 @@ def _apart(words: Sequence[str], cwd: Path) -> tuple[list[str], list[str]]:
 
 def _asked(run: Again) -> Any:
     return run.member.values, run.member.queue, run.member.launcher
+
+
+def _require_same_task(old: Plan, new: Plan) -> None:
+    for name in ("target", "schema"):
+        if (before := getattr(old, name)) != (after := getattr(new, name)):
+            raise UserError(
+                f"task.{name} {before} -> {after}: another task has no use for this state; train it from scratch with "
+                "python -m launcher.run"
+            )
 
 
 def _go_on_as_child(run: Again, plan: Plan, folder: Path, env: MutableMapping[str, str]) -> int:
