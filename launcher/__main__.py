@@ -13,6 +13,7 @@ _DESCRIPTION = """\
 See and manage runs; python -m launcher.run starts them.
 
   python -m launcher status runs/demo          one row a run: state, step, loss, why it waits
+  python -m launcher status --advise           why runs wait, and which shape would start sooner
   python -m launcher logs 12_3                 the log of the rank that failed first, and why it did
   python -m launcher cancel runs/demo          end all of its jobs
   python -m launcher resume 1537f0             go on with a run from its last checkpoint, the way it was launched
@@ -42,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help=folder)
     status.add_argument("--watch", action="store_true", help="draw it anew until nothing changes any more, or Ctrl-C")
     status.add_argument("--json", action="store_true", help="print JSON")
+    advise = "of runs that wait: why, and which shape would start sooner (asks Slurm, changes nothing)"
+    status.add_argument("--advise", action="store_true", help=advise)
     status.set_defaults(command=_status)
 
     logs = commands.add_parser("logs", help="what a run's ranks said, first the one that failed first")
@@ -114,7 +117,7 @@ def _positive(text: str) -> int:
 def _status(args: argparse.Namespace) -> int:
     from launcher.manage.status import show_status
 
-    return show_status(args.folder, os.environ, watch=args.watch, as_json=args.json)
+    return show_status(args.folder, os.environ, watch=args.watch, as_json=args.json, with_advice=args.advise)
 
 
 def _logs(args: argparse.Namespace) -> int:

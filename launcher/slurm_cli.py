@@ -39,7 +39,7 @@ _FORBIDDEN = re.compile(r"operation is presently disabled|Access/permission deni
 """What scontrol requeue says (slurm_errno.c): ESLURM_JOB_PENDING; ESLURM_DISABLED, ESLURM_ACCESS_DENIED."""
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|slurmdbd|accounting_storage", re.IGNORECASE)
 _ARRAY = re.compile(r"(?P<array>\d+)_\[(?P<ranges>\d+(?:-\d+(?::\d+)?)?(?:,\d+(?:-\d+(?::\d+)?)?)*)(?:%\d+)?\]")
-_TO_START = re.compile(r"Job \d+ to start at (\S+) using \d+ processors on nodes (\S+) in partition (\S+)")
+_TO_START = re.compile(r"Job \d+ to start at (\S+) using \d+ processors")
 _CALL_S = 60.0
 """Longest time of one command."""
 _PAUSES_S = (2.0, 5.0)
@@ -81,12 +81,12 @@ class QueuedJob:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What ``sbatch --test-only`` foretells of a job: an estimate, by the jobs that run."""
+    """What ``sbatch --test-only`` foretells of a job: an estimate, by the jobs that run and stand in line."""
 
     start: datetime
     """Local time."""
-    nodes: str
-    partition: str
+    preempts: bool
+    """Whether other jobs would be ended for it."""
 
 
 def require_slurm(env: Mapping[str, str]) -> None:
@@ -197,9 +197,10 @@ class Slurm:
         Raises:
             SlurmAway, SlurmError: as ``test``.
         """
-        found = _TO_START.search(self.test(script, options))
+        said = self.test(script, options)
+        found = _TO_START.search(said)
         try:
-            return Forecast(datetime.fromisoformat(found[1]), found[2], found[3]) if found else None
+            return Forecast(datetime.fromisoformat(found[1]), "Preempts:" in said) if found else None
         except ValueError:
             return None
 

@@ -29,12 +29,12 @@ _REASONS = {
     "None": Reason("Slurm has not looked at it yet", "look again in a minute", by_shape=True),
     "BeginTime": Reason("its earliest begin has not come: a requeued job waits a while first", "wait"),
     "Dependency": Reason("it waits for another job to end", "see which: scontrol show job"),
-    "DependencyNeverSatisfied": Reason("the job that it waits for has ended otherwise", "cancel it and launch it again"),
+    "DependencyNeverSatisfied": Reason("what it waits for has ended otherwise", "cancel it and launch it again"),
     "JobHeldUser": Reason("you have held it", "scontrol release JOB"),
     "JobHeldAdmin": Reason("an admin has held it", _ADMINS),
     "JobHoldMaxRequeue": Reason("it was requeued too often and is held", "see logs, then scontrol release JOB"),
     "JobArrayTaskLimit": Reason(
-        "as many elements of its array run as may (array_parallelism)", "wait, or raise hydra.launcher.array_parallelism"
+        "as many elements of its array run as may", "wait, or raise hydra.launcher.array_parallelism"
     ),
     "Licenses": Reason("a license that it asks for is taken", "wait"),
     "Reservation": Reason("its reservation has not begun", "wait, or leave the reservation away"),
