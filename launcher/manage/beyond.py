@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from launcher.manage import again
-from launcher.manage.recorded import Again, compose_again, last_launched, require_recorded, require_same_science
+from launcher.manage.recorded import (
+    Again,
+    as_child,
+    compose_again,
+    last_launched,
+    require_recorded,
+    require_same_science,
+)
 from launcher.manage.survey import survey
 from launcher.manage.targets import Target, one_run
 from launcher.runtime.errors import ExitCode, UserError
@@ -99,8 +106,7 @@ def _go_on_as_child(run: Again, plan: Plan, folder: Path, env: MutableMapping[st
     print(f"child of {parent_dir.path}, from its step {parent.step}: {child.path}", file=sys.stderr)
     for line in said:
         print(line, file=sys.stderr)
-    launched = replace(run.old, sweep=sweep)
-    return again.launch([Again(launched, replace(run.member, parent=parent))], folder, env)
+    return again.launch([as_child(replace(run, old=replace(run.old, sweep=sweep)), parent)], folder, env)
 
 
 def _newest_state(sweep: SweepDir, run: str, env: MutableMapping[str, str]) -> Parent:

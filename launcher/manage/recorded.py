@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.runtime.errors import UserError
-from launcher.runtime.plan import Plan
+from launcher.runtime.plan import Parent, Plan
 from launcher.runtime.sections import flat, hashed
 from launcher.runtime.sweepdir import Submission, SweepDir
 
@@ -149,6 +149,18 @@ def _words(sweep: SweepDir, plan: Plan, overrides: Sequence[str]) -> list[str]:
     words += [f"launch.{key}={_quoted(value)}" for key, value in settled.items()]
     words += ["launch.wait=false", "launch.dry_run=false", "launch.retry=never"]
     return [*_without(words, {key_of(word) for word in overrides}), *overrides]
+
+
+def as_child(run: Again, parent: Parent) -> Again:
+    """``run`` as one that begins from the state of ``parent``; of its words those are recorded that say what it is."""
+    from launcher.members import key_of
+
+    words = [(key_of(word), word) for word in run.member.overrides]
+    kept = [(key, word) for key, word in words if key not in _SETTLED]
+    hydras = tuple(word for key, word in kept if key.startswith("hydra"))
+    overrides = tuple(word for _, word in kept if word not in hydras)
+    member = replace(run.member, parent=parent, hydras=(*run.member.hydras, *hydras), overrides=overrides)
+    return replace(run, member=member)
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -25,13 +25,14 @@ _RIGHT = ("step", "loss", "samples/s", "attempts")
 
 
 def differing(sweeps: Sequence[SweepDir]) -> dict[tuple[SweepDir, str], tuple[str, ...]]:
-    """For each run of each sweep the overrides that not all runs of its sweep have."""
+    """For each run of each sweep the overrides that not all runs of its sweep have, but for those of one command."""
     found = {}
     for sweep in dict.fromkeys(sweeps):
         members = sweep.read_members()
         shared = set.intersection(*map(set, members.values())) if members else set()
         for run_id, overrides in members.items():
-            found[sweep, run_id] = tuple(text for text in overrides if text not in shared)
+            others = (text for text in overrides if text not in shared)
+            found[sweep, run_id] = tuple(text for text in others if not text.startswith("launch."))
     return found
 
 

@@ -54,8 +54,9 @@ def made_run(
     keys = {key.replace("__", "."): value for key, value in settings.items()}
     execution = {key.removeprefix("x."): value for key, value in keys.items() if key.startswith("x.")}
     science = merged(SCIENCE, nested({k: v for k, v in keys.items() if not k.startswith("x.")}))
+    named = run_id({"all": repr((flat(science), task, execution))}, parent and parent.run_id)
     plan = Plan(
-        run_id=run_id({"all": repr((flat(science), task, execution))}, parent and parent.run_id), name=folder.name, root=str(folder.parent),
+        run_id=named, name=folder.name, root=str(folder.parent),
         target=task, schema="a.b:C", science=science, execution=merged(EXECUTION, nested(execution)), code=code,
         parent=parent,
     )  # fmt: skip
