@@ -5,6 +5,7 @@ Source: squeue(1), JOB REASON CODES, of Slurm 22.05, and slurm.h (``enum job_sta
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -44,6 +45,9 @@ _REASONS = {
     "PartitionDown": Reason("its partition is closed for new starts", "wait, or take another partition", by_shape=True),
     "PartitionInactive": Reason("its partition is closed", "take another partition", by_shape=True),
     "PartitionNodeLimit": Reason("it asks for more nodes than its partition has or gives", _NEVER, by_shape=True),
+    "PartitionConfig": Reason("it asks for more or less than its partition gives", _NEVER, by_shape=True),
+    "DeadLine": Reason("its deadline cannot be met", "cancel it and launch it without"),
+    "JobLaunchFailure": Reason("it could not be started on its nodes", "see logs"),
     "PartitionTimeLimit": Reason("its time limit is longer than its partition's", _NEVER, by_shape=True),
     "BadConstraints": Reason("no node is as it asks (constraint)", "cancel it and change the constraint"),
     "InvalidAccount": Reason("its account is not valid", "cancel it and choose another: site.account"),
@@ -67,26 +71,23 @@ _REASONS = {
 }  # fmt: skip
 
 _FAMILIES = (
-    ("QOSMaxJobsPer", Reason("as many jobs run as one user or account may have in its quality of service", _LIMIT)),
-    ("QOSMaxSubmit", Reason("as many jobs are queued as one user or account may have there", _LIMIT)),
-    ("QOSMaxWall", Reason("its time limit is longer than its quality of service allows", _NEVER)),
-    ("QOSMax", Reason("it would exceed what one user, account or job may have in its quality of service", _LIMIT)),
-    ("QOSMin", Reason("it asks for less than its quality of service wants", "ask for more, or another qos")),
-    ("QOSGrp", Reason("all jobs of its quality of service together have reached a limit", _LIMIT)),
-    ("AssocMaxJobs", Reason("as many jobs run as its user or account may have", _LIMIT)),
-    ("AssocMaxWall", Reason("its time limit is longer than its account or user may ask for", _NEVER)),
-    ("AssocMax", Reason("it would exceed what its user or account may have", _LIMIT)),
-    ("AssocGrp", Reason("all jobs of its account together have reached a limit", _LIMIT)),
-    ("MaxMemPerLimit", Reason("it asks for more memory for each CPU or node than is allowed", _NEVER)),
-    ("MaxGRESPer", Reason("it would exceed what its user or account may have of GPUs", _LIMIT)),
-    ("DeadLine", Reason("its deadline cannot be met", "cancel it and launch it without")),
-    ("Nodes required for job are", Reason("nodes that it needs are down, drained or reserved", _LESS, by_shape=True)),
-)
-"""By how the code begins; the first one that fits."""
+    (r"(QOS|Assoc)MaxWall", Reason("its time limit is longer than its account or quality of service allows", _NEVER)),
+    (r"(QOS|Assoc)Max\w*PerJob", Reason("it asks for more than one job may have", _NEVER)),
+    (r"(QOS|Assoc)?Max(Submit)?Jobs?", Reason("as many jobs run or wait as its user or account may have", _LIMIT)),
+    (r"QOSMax", Reason("it would exceed what its user or account may have in its quality of service", _LIMIT)),
+    (r"QOSMin", Reason("it asks for less than its quality of service wants", "ask for more, or take another qos")),
+    (r"QOSGrp", Reason("all jobs of its quality of service together have reached a limit", _LIMIT)),
+    (r"AssocGrp", Reason("all jobs of its account together have reached a limit", _LIMIT)),
+    (r"MaxMemPerLimit", Reason("it asks for more memory for each CPU or node than is allowed", _NEVER)),
+    (r"AssocMax|Max\w+Per|AccountingPolicy", Reason("it would exceed what its user or account may have", _LIMIT)),
+    (r"BurstBuffer", Reason("its burst buffer is being prepared, or cannot be had", "wait; scontrol show burst")),
+    (r"Nodes required for job are", Reason("nodes that it needs are down, drained or reserved", _LESS, by_shape=True)),
+)  # fmt: skip
+"""By how the code begins, a regular expression; the first one that fits."""
 
 
 def explained(code: str) -> Reason:
     """What Slurm's ``code`` means; ``ReqNodeNotAvail, UnavailableNodes:n1`` is told by what stands before the comma."""
-    name = code.strip().strip("()").partition(",")[0].strip() or "None"
-    found = _REASONS.get(name) or next((reason for start, reason in _FAMILIES if name.startswith(start)), None)
+    name = code.replace("_", " ").strip("() ").partition(",")[0].strip() or "None"
+    found = _REASONS.get(name) or next((reason for begin, reason in _FAMILIES if re.match(begin, name)), None)
     return found or Reason(f"Slurm says {name}", "look it up: man squeue, JOB REASON CODES")
