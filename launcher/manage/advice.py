@@ -27,6 +27,8 @@ from launcher.runtime.rundir import RunDir
 from launcher.runtime.sweepdir import Submission, SweepDir
 from launcher.slurm_cli import Forecast, Slurm, SlurmAway
 
+_WAITING = ("PENDING", "REQUEUE_HOLD", "SPECIAL_EXIT")
+"""Slurm's states of a job that waits."""
 _CALLS = 8
 """Most calls of ``sbatch --test-only`` for one shape."""
 _SHAPES = 5
@@ -105,7 +107,7 @@ def _grouped(rows: Sequence[tuple[SweepDir, RunState]], env: Mapping[str, str]) 
     groups: dict[Any, _Waiting] = {}
     latest: dict[Path, dict[str, Submission]] = {}
     for sweep, state in rows:
-        if state.slurm != "PENDING":
+        if state.slurm not in _WAITING:
             continue
         if sweep.path not in latest:
             sent = [s for s in sweep.read_submissions() if s.job_id and not s.withdrawn]

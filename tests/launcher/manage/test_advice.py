@@ -55,9 +55,7 @@ class Waiting:
         self.slurm.says("scontrol", PARTITIONS)
         self._jobs: list[str] = []
 
-    def add(
-        self, run: str, job: str, reason: str = "Resources", start: str = "N/A", nodes: int = 2, batch: int = 16
-    ) -> None:
+    def add(self, run: str, job: str, reason: str = "Resources", start: str = "N/A", nodes: int = 2) -> None:
         """One more run, a job of its own that waits for ``reason``."""
         script = self.sweep.script(f"t{job}")
         script.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +71,7 @@ class Waiting:
             "schema": "a:B",
             "execution": {"task": {}},
         }
-        plan["science"] = {"trainer": {"batch_size": batch}}
+        plan["science"] = {"trainer": {"batch_size": 16}}
         self.sweep.run(run).path.mkdir(parents=True)
         self.sweep.run(run).plan.write_text(json.dumps(plan))
         self._jobs.append(f"{job}|PENDING|{reason}|{start}|0:00||{script}\n")
