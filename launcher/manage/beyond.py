@@ -92,8 +92,8 @@ def _go_on_as_child(run: Again, plan: Plan, folder: Path, env: MutableMapping[st
     parent_dir = run.old.sweep.run(old.run_id)
     child = RunDir(Path(plan.root) / plan.name / id_of(hashed(config), old.run_id))
     sweep = SweepDir(child.path.parent)
-    known = [target for target in [Target(sweep)] if child.path.name in target.run_ids]
-    if known and not again.over([Target(sweep, (child.path.name,))], env):
+    is_known = child.path.name in Target(sweep).run_ids
+    if is_known and not again.over([Target(sweep, (child.path.name,))], env):
         return ExitCode.DONE
     parent = Plan.read(child).parent if child.newest_step() else None
     parent = parent or _newest_state(run.old.sweep, old.run_id, env)
