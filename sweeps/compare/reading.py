@@ -17,7 +17,6 @@ from launcher.runtime.rundir import RunDir
 from launcher.runtime.sections import flat
 from launcher.runtime.sweepdir import SweepDir
 
-
 PARENT = "parent"
 """A setting like others: the run from whose state this one began. Those from scratch have none."""
 
