@@ -13,9 +13,11 @@ _DESCRIPTION = """\
 See and manage runs; python -m launcher.run starts them.
 
   python -m launcher status runs/demo          one row a run: state, step, loss, why it waits
+  python -m launcher status --advise           why runs wait, and which shape would start sooner
   python -m launcher logs 12_3                 the log of the rank that failed first, and why it did
   python -m launcher cancel runs/demo          end all of its jobs
   python -m launcher resume 1537f0             go on with a run from its last checkpoint, the way it was launched
+  python -m launcher resume 1537f0 trainer.max_steps=9000    a new run, its child, that begins from its state
   python -m launcher retry runs/demo           go on with what failed or stopped of it
   python -m launcher curves runs/demo          draw the curves of runs that have none, as packed ones
   python -m launcher clean runs/demo           what of it is not needed any more; --yes removes it
@@ -42,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help=folder)
     status.add_argument("--watch", action="store_true", help="draw it anew until nothing changes any more, or Ctrl-C")
     status.add_argument("--json", action="store_true", help="print JSON")
+    advise = "of runs that wait: why, and which shape would start sooner (asks Slurm, changes nothing)"
+    status.add_argument("--advise", action="store_true", help=advise)
     status.set_defaults(command=_status)
 
     logs = commands.add_parser("logs", help="what a run's ranks said, first the one that failed first")
@@ -59,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     cancel.set_defaults(command=_cancel)
 
     resume = commands.add_parser("resume", help="go on with runs from their last checkpoints")
-    resume.add_argument("runs", nargs="+", metavar="RUN")
+    words = "RUN, and after exactly one RUN overrides: what they make of it, begun from its state"
+    resume.add_argument("words", nargs="+", metavar="RUN|KEY=VALUE", help=words)
     resume.set_defaults(command=_resume)
 
     retry = commands.add_parser("retry", help="go on with what failed or stopped of sweeps")
@@ -129,7 +134,7 @@ def _positive(text: str) -> int:
 def _status(args: argparse.Namespace) -> int:
     from launcher.manage.status import show_status
 
-    return show_status(args.folder, os.environ, watch=args.watch, as_json=args.json)
+    return show_status(args.folder, os.environ, watch=args.watch, as_json=args.json, with_advice=args.advise)
 
 
 def _logs(args: argparse.Namespace) -> int:
@@ -145,9 +150,9 @@ def _cancel(args: argparse.Namespace) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    from launcher.manage.again import resume
+    from launcher.manage.beyond import resume
 
-    return resume(args.runs, Path.cwd(), os.environ)
+    return resume(args.words, Path.cwd(), os.environ)
 
 
 def _retry(args: argparse.Namespace) -> int:

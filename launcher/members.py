@@ -30,6 +30,7 @@ from launcher.compose import (
 from launcher.naming import default_name
 from launcher.plan import read_sections
 from launcher.runtime.errors import UserError
+from launcher.runtime.plan import Parent
 from launcher.runtime.sections import flat
 from launcher.site import read_site
 
@@ -58,6 +59,8 @@ class Member:
     """``hydra.launcher.*``, resolved."""
     hydras: tuple[str, ...] = ()
     """What was typed for Hydra itself about the run: its launcher, and where configs are looked for."""
+    parent: Parent | None = None
+    """From whose state it begins; None: from scratch."""
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from launcher.environment import environment
 from launcher.runtime.device import has_bf16, resolve_device
 from launcher.runtime.errors import UserError
 from launcher.runtime.identity import run_id
-from launcher.runtime.plan import Plan
+from launcher.runtime.plan import Parent, Plan
 from launcher.runtime.recipe import Recipe
 from launcher.runtime.sections import nearest, parse
 from launcher.runtime.settings import ProfilerSettings, RequeueSettings, Settings
@@ -55,7 +55,14 @@ def read_sections(values: Mapping[str, Any]) -> Sections:
     return Sections(task, launch, hardware, site, settings, config)
 
 
-def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path, overrides: Sequence[str] = ()) -> Plan:
+def make_plan(
+    values: Mapping[str, Any],
+    *,
+    default_name: str,
+    cwd: Path,
+    overrides: Sequence[str] = (),
+    parent: Parent | None = None,
+) -> Plan:
     """Freeze a composed config for this process alone.
 
     Args:
@@ -63,6 +70,7 @@ def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path, overri
         default_name: the sweep's name where the config gives none.
         cwd: the folder in which the command was typed.
         overrides: what was typed, recorded so that the run can be composed again.
+        parent: from whose state the run begins.
 
     Raises:
         UserError: the config does not fit its schema, names a file that cannot be used, or asks for more than one rank.
@@ -76,7 +84,7 @@ def make_plan(values: Mapping[str, Any], *, default_name: str, cwd: Path, overri
             )
     hardware = dataclasses.replace(sections.hardware, device=resolve_device(sections.hardware.device))
     facts = Facts(cwd=cwd, device=hardware.device, bf16=has_bf16(hardware.device))
-    return _freeze(sections, hardware, facts, default_name, None, overrides)
+    return _freeze(sections, hardware, facts, default_name, None, overrides, parent)
 
 
 def make_queued_plan(
@@ -88,6 +96,7 @@ def make_queued_plan(
     code: str | None,
     here: bool,
     overrides: Sequence[str] = (),
+    parent: Parent | None = None,
 ) -> tuple[Plan, Resources]:
     """Freeze a composed config for a job of its own.
 
@@ -95,7 +104,7 @@ def make_queued_plan(
         queue: ``hydra.launcher.*``.
         code: id of the snapshot that the job imports from.
         here: the job runs on this machine; else on a node of a cluster, which is believed to have what is asked for.
-        overrides: as for ``make_plan``.
+        overrides, parent: as for ``make_plan``.
 
     Raises:
         UserError: as ``make_plan``, or resources that cannot be asked for.
@@ -113,7 +122,7 @@ def make_queued_plan(
     resources = resources_of(hardware, sections.site, queue, here=here)
     device = resources.hardware.device
     facts = Facts(cwd=cwd, device=device, bf16=_multiplies_bf16(sections.site, device, here))
-    return _freeze(sections, resources.hardware, facts, default_name, code, overrides), resources
+    return _freeze(sections, resources.hardware, facts, default_name, code, overrides, parent), resources
 
 
 def recipe_of(plan: Plan, values: Mapping[str, Any], *, here: bool) -> Recipe:
@@ -144,6 +153,7 @@ def _freeze(
     default_name: str,
     code: str | None,
     overrides: Sequence[str],
+    parent: Parent | None,
 ) -> Plan:
     _require_ranks(sections.settings.profiler, hardware.nodes * hardware.tasks_per_node)
     config = sections.config
@@ -153,7 +163,7 @@ def _freeze(
     tracker = settled(sections.settings.tracker, facts.absolute)
     settings = dataclasses.replace(sections.settings, tracker=tracker)
     return Plan(
-        run_id=run_id(identity(config, sections.task.target)),
+        run_id=run_id(identity(config, sections.task.target), parent.run_id if parent else None),
         name=sections.launch.name or default_name,
         root=facts.absolute(sections.launch.root),
         target=sections.task.target,
@@ -169,6 +179,7 @@ def _freeze(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         overrides=tuple(overrides),
         cwd=str(facts.cwd),
+        parent=parent,
     )
 
 

@@ -147,7 +147,7 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     stop.patient = True
     site = read_sections(member.values).site
     name = default_name(member.choices)
-    plan = make_plan(member.values, default_name=name, cwd=Path.cwd(), overrides=member.words)
+    plan = make_plan(member.values, default_name=name, cwd=Path.cwd(), overrides=member.words, parent=member.parent)
     decision = decide_here(plan, rule)
     if member.values["launch"]["dry_run"]:
         would = "train" if decision.action == "start" else decision.action

@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +39,7 @@ _FORBIDDEN = re.compile(r"operation is presently disabled|Access/permission deni
 """What scontrol requeue says (slurm_errno.c): ESLURM_JOB_PENDING; ESLURM_DISABLED, ESLURM_ACCESS_DENIED."""
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|slurmdbd|accounting_storage", re.IGNORECASE)
 _ARRAY = re.compile(r"(?P<array>\d+)_\[(?P<ranges>\d+(?:-\d+(?::\d+)?)?(?:,\d+(?:-\d+(?::\d+)?)?)*)(?:%\d+)?\]")
+_TO_START = re.compile(r"Job \d+ to start at (\S+) using \d+ processors")
 _CALL_S = 60.0
 """Longest time of one command."""
 _PAUSES_S = (2.0, 5.0)
@@ -75,6 +77,16 @@ class QueuedJob:
     nodes: str
     command: str
     """The batch script."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What ``sbatch --test-only`` foretells of a job: an estimate, by the jobs that run and stand in line."""
+
+    start: datetime
+    """Local time."""
+    preempts: bool
+    """Whether other jobs would be ended for it."""
 
 
 def require_slurm(env: Mapping[str, str]) -> None:
@@ -190,6 +202,19 @@ class Slurm:
             SlurmAway, SlurmError: it would not take it.
         """
         return self._call("sbatch", "--test-only", *options, str(script), stderr=True).strip().removeprefix("sbatch: ")
+
+    def forecast(self, script: Path, options: Sequence[str] = ()) -> Forecast | None:
+        """When ``script`` would start if it were submitted now with ``options``; None: Slurm does not say.
+
+        Raises:
+            SlurmAway, SlurmError: as ``test``.
+        """
+        said = self.test(script, options)
+        found = _TO_START.search(said)
+        try:
+            return Forecast(datetime.fromisoformat(found[1]), "Preempts:" in said) if found else None
+        except ValueError:
+            return None
 
     def config(self) -> dict[str, str]:
         """``scontrol show config``: Slurm's settings by name; asked once."""

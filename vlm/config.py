@@ -286,6 +286,17 @@ class TrainConfig(Section):
 
         return footprint_of(self)
 
+    def continued_from(self, parent: TrainConfig, step: int) -> list[str]:
+        """What to know before a run of this config begins from the state after ``step`` of one of ``parent``.
+
+        Raises:
+            UserError: the state does not fit, or no step is left to do.
+        """
+        from vlm.child import notes, require_fit
+
+        require_fit(self, parent, step)
+        return list(notes(self, parent, step))
+
     def _precision(self, facts: Facts) -> PrecisionConfig:
         kind = self.precision.kind
         if kind == "fp16" and facts.device == "cpu":

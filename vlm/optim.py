@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +21,14 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
     beta1, beta2 = config.betas
     return kind([g for g in groups if g["params"]], lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Give ``optimizer`` another run's moments and step counts; its options stay: ``load_state_dict`` takes both."""
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(saved))
+    for group, options in zip(optimizer.param_groups, own, strict=True):
+        group.update(options)
 
 
 def lr_share(step: int, total_steps: int, config: ScheduleConfig) -> float:

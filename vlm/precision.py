@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,6 +30,11 @@ class Precision:
             growth_interval=config.growth_interval,
             enabled=config.kind == "fp16",
         )
+
+    def take_over(self, saved: Mapping[str, Any]) -> None:
+        """Go on with another run's loss scale, if both have one; when it grows is this run's own say."""
+        if saved and self.scaler.is_enabled():
+            self.scaler.load_state_dict({**saved, "growth_interval": self.scaler.get_growth_interval()})
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Around the forward pass."""

@@ -19,13 +19,14 @@ from launcher.runtime.shared_average import share_memory
 from launcher.runtime.spans import span
 from launcher.runtime.tables import StepTable
 from launcher.runtime.throughput import Throughput
+from vlm.child import require_same_tokens
 from vlm.config import TrainConfig
 from vlm.data.dataset import CaptionData, data_file
 from vlm.data.loader import StepData, StepDataset, steps_from
 from vlm.data.order import share
 from vlm.flops import sample_flops
 from vlm.model.vlm import VisionLanguageModel, load_weights, token_loss_sum
-from vlm.optim import lr_share, make_optimizer
+from vlm.optim import load_optimizer, lr_share, make_optimizer
 from vlm.precision import Precision
 from vlm.timing import StepTimer
 from vlm.validation import contact_sheet, mean_loss, write_captions
@@ -256,6 +257,8 @@ class Trainer:
         saved = self.session.restore()
         if saved is None:
             return 0
+        if self.session.inherited:
+            return self._begin_from(saved)
         if saved["data"] != self.data.fingerprint:
             raise UserError(
                 f"{data_file(self.config.data)}: the data have changed since the checkpoint of step {saved['step']} "
@@ -266,6 +269,14 @@ class Trainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.precision.scaler.load_state_dict(saved["scaler"])
         self._owed = saved["owed"]
+        return int(saved["step"])
+
+    def _begin_from(self, saved: dict[str, Any]) -> int:
+        """Take over another run's state; what this run's config says of the optimizer and the loss scale holds."""
+        require_same_tokens(saved, self._tokenizer, self.total_steps)
+        load_weights(self.model, saved["model"], "the parent's state")
+        load_optimizer(self.optimizer, saved["optimizer"])
+        self.precision.take_over(saved["scaler"])
         return int(saved["step"])
 
 

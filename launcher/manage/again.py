@@ -48,7 +48,7 @@ def resume(words: Sequence[str], cwd: Path, env: MutableMapping[str, str]) -> in
         UserError: a word stands for no run or for several, Slurm does not answer, or a run would be another one today.
     """
     runs = [one_run(word, cwd) for word in words]
-    return _go_on(_over([Target(_absolute(sweep), (run,)) for sweep, run in runs], env), env)
+    return _go_on(over([Target(absolute(sweep), (run,)) for sweep, run in runs], env), env)
 
 
 def retry(words: Sequence[str], cwd: Path, env: MutableMapping[str, str], *, dry_run: bool = False) -> int:
@@ -65,17 +65,21 @@ def retry(words: Sequence[str], cwd: Path, env: MutableMapping[str, str], *, dry
     Raises:
         UserError: as ``resume``.
     """
-    targets = [Target(_absolute(t.sweep), t.runs) for word in words for t in named(word, cwd)]
-    return _go_on(_over(targets, env), env, dry_run=dry_run)
+    targets = [Target(absolute(t.sweep), t.runs) for word in words for t in named(word, cwd)]
+    return _go_on(over(targets, env), env, dry_run=dry_run)
 
 
-def _absolute(sweep: SweepDir) -> SweepDir:
+def absolute(sweep: SweepDir) -> SweepDir:
     """The same from whatever folder: the runs go on in another one than this."""
     return SweepDir(sweep.path.absolute())
 
 
-def _over(targets: Sequence[Target], env: MutableMapping[str, str]) -> list[Row]:
-    """Those that are to go on; says what the others are."""
+def over(targets: Sequence[Target], env: MutableMapping[str, str]) -> list[Row]:
+    """Those that are to go on; says what the others are.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
     asked = {(t.sweep.path.resolve(), run) for t in targets for run in t.runs or ()}
     seen = survey(merged(targets), env)
     if seen.problems:
@@ -84,7 +88,7 @@ def _over(targets: Sequence[Target], env: MutableMapping[str, str]) -> list[Row]
     left: Counter[str] = Counter()
     for sweep, state in seen.rows:
         by_name = (sweep.path.resolve(), state.run_id) in asked
-        active = _is_active(state)
+        active = is_active(state)
         if state.state != "COMPLETED" and not active and (by_name or state.state in _RETRIED):
             chosen.append((sweep, state))
         elif by_name:
@@ -101,7 +105,7 @@ def _over(targets: Sequence[Target], env: MutableMapping[str, str]) -> list[Row]
     return chosen
 
 
-def _is_active(state: RunState) -> bool:
+def is_active(state: RunState) -> bool:
     """Whether a job or a process is there for it: asked of the lock where its own files alone say so."""
     if state.job_id is None and state.state == "RUNNING":
         return RunDir(Path(state.path)).is_locked()  # its process may have been killed a second ago
@@ -114,14 +118,14 @@ def _go_on(rows: Sequence[Row], env: MutableMapping[str, str], *, dry_run: bool 
         return ExitCode.DONE
     launched = _launched(rows)
     folder = require_recorded(launched)
-    _go_to(folder)
+    go_to(folder)
     runs = compose_again(launched)
-    require_same_science(runs, [_plan_today(run, folder) for run in runs])
+    require_same_science(runs, [plan_today(run, folder) for run in runs])
     if dry_run:
         for _, state in rows:
             print(f"would retry {state.state:<10} {state.path}  {' '.join(state.overrides)}".rstrip())
         return ExitCode.DONE
-    return _launch(_groups(runs), folder, env)
+    return launch(runs, folder, env)
 
 
 def _launched(rows: Sequence[Row]) -> list[Launched]:
@@ -133,7 +137,7 @@ def _launched(rows: Sequence[Row]) -> list[Launched]:
     return [found[sweep, state.run_id] for sweep, state in rows]
 
 
-def _go_to(folder: Path) -> None:
+def go_to(folder: Path) -> None:
     """Be where the command was typed: for relative paths, and for the user's own modules, which stand there."""
     try:
         os.chdir(folder)
@@ -143,20 +147,27 @@ def _go_to(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
-def _plan_today(run: Again, cwd: Path) -> Plan:
+def plan_today(run: Again, cwd: Path) -> Plan:
+    """What ``run`` would be planned as now.
+
+    Raises:
+        UserError: it cannot be planned, or goes by a launcher that is not ours.
+    """
     from launcher.plan import make_plan, make_queued_plan
     from launcher.submission.dispatch import LOCAL
 
     member = run.member
     if member.launcher == _BASIC:
-        return make_plan(member.values, default_name=run.old.sweep.path.name, cwd=cwd)
+        return make_plan(member.values, default_name=run.old.sweep.path.name, cwd=cwd, parent=member.parent)
     if member.launcher not in _QUEUES:
         raise UserError(
             f"hydra/launcher={member.launcher}: cannot be retried (allowed: {', '.join(_QUEUES)}, {_BASIC})"
         )
     here = member.launcher == LOCAL
     name = run.old.sweep.path.name
-    return make_queued_plan(member.values, member.queue, default_name=name, cwd=cwd, code=None, here=here)[0]
+    return make_queued_plan(
+        member.values, member.queue, default_name=name, cwd=cwd, code=None, here=here, parent=member.parent
+    )[0]
 
 
 def _groups(runs: Sequence[Again]) -> list[list[Again]]:
@@ -172,9 +183,10 @@ def _groups(runs: Sequence[Again]) -> list[list[Again]]:
     return list(groups.values())
 
 
-def _launch(groups: Sequence[Sequence[Again]], cwd: Path, env: MutableMapping[str, str]) -> int:
+def launch(runs: Sequence[Again], cwd: Path, env: MutableMapping[str, str]) -> int:
+    """Hand ``runs`` to their queues, or train them here; returns the worst exit code."""
     codes: list[int] = [ExitCode.DONE]
-    for group in groups:
+    for group in _groups(runs):
         try:
             codes.append(_launch_group(group, cwd, env))
         except UserError as error:  # the others still run

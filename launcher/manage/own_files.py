@@ -86,6 +86,13 @@ class OwnFiles:
         return ",".join(map(str, hosts)) if isinstance(hosts, list) else str(hosts or "")
 
     @property
+    def parent(self) -> str:
+        """Id of the run from whose state it began or will begin; empty: from scratch."""
+        begun = (start["parent"] for start in self.starts if start.get("parent"))
+        submitted = self.submission.parents if self.submission else {}
+        return str(next(begun, None) or submitted.get(self.rundir.path.name, ""))
+
+    @property
     def needs_slurm(self) -> bool:
         """Whether Slurm may know more. Of a run that FAILED too: Slurm may have requeued its job (a node failed)."""
         return self.job_id is not None and self.state != "COMPLETED" and self.packed != "ended"

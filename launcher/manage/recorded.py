@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.runtime.errors import UserError
-from launcher.runtime.plan import Plan
+from launcher.runtime.plan import Parent, Plan
 from launcher.runtime.sections import flat
 from launcher.runtime.sweepdir import Submission, SweepDir
 
@@ -105,11 +105,11 @@ def require_recorded(runs: Sequence[Launched]) -> Path:
     return Path(next(iter(folders)))
 
 
-def compose_again(runs: Sequence[Launched]) -> list[Again]:
-    """The members that ``runs`` are by the configs of today.
+def compose_again(runs: Sequence[Launched], overrides: Sequence[str] = ()) -> list[Again]:
+    """The members that ``runs`` are by the configs of today, with ``overrides`` on top.
 
     Raises:
-        UserError: what was typed does not fit any more.
+        UserError: what was typed does not fit, or not any more.
     """
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -121,7 +121,7 @@ def compose_again(runs: Sequence[Launched]) -> list[Again]:
     from launcher.config_tree import CONFIG_FOLDER, CONFIG_NAME
     from launcher.members import Composer, checked_members
 
-    grid = [_words(run.sweep, run.plan) for run in runs]
+    grid = [_words(run.sweep, run.plan, overrides) for run in runs]
     # What all share is composed once, as the words of one command are.
     shared = [word for word in grid[0] if not word.lstrip("+").startswith("hydra") and all(word in g for g in grid)]
     register()
@@ -134,11 +134,12 @@ def compose_again(runs: Sequence[Launched]) -> list[Again]:
         except (HydraException, OmegaConfBaseException):  # a whole member may compose, or tells it better
             master = hydra.compose_config(CONFIG_NAME, ["site=default"], run_mode=RunMode.MULTIRUN)
         members = checked_members(grid, Composer(hydra.config_loader, master))
-    return [Again(run, member) for run, member in zip(runs, members, strict=True)]
+    found = zip(runs, members, strict=True)
+    return [Again(run, replace(member, parent=run.plan.parent)) for run, member in found]
 
 
-def _words(sweep: SweepDir, plan: Plan) -> list[str]:
-    """What to compose: as it was typed, for the folder in which the run stands."""
+def _words(sweep: SweepDir, plan: Plan, overrides: Sequence[str]) -> list[str]:
+    """What to compose: as it was typed, for the folder in which the run stands, and ``overrides`` last."""
     from launcher.members import key_of
 
     here = sweep.path.absolute()
@@ -146,7 +147,20 @@ def _words(sweep: SweepDir, plan: Plan) -> list[str]:
     settled = {"name": here.name, "root": str(here.parent)}
     words = [word for word in plan.overrides if key_of(word) not in _SETTLED]
     words += [f"launch.{key}={_quoted(value)}" for key, value in settled.items()]
-    return [*words, "launch.wait=false", "launch.dry_run=false", "launch.retry=never"]
+    words += ["launch.wait=false", "launch.dry_run=false", "launch.retry=never"]
+    return [*_without(words, {key_of(word) for word in overrides}), *overrides]
+
+
+def as_child(run: Again, parent: Parent) -> Again:
+    """``run`` as one that begins from the state of ``parent``; of its words those are recorded that say what it is."""
+    from launcher.members import key_of
+
+    words = [(key_of(word), word) for word in run.member.overrides]
+    kept = [(key, word) for key, word in words if key not in _SETTLED]
+    hydras = tuple(word for key, word in kept if key.startswith("hydra"))
+    overrides = tuple(word for _, word in kept if word not in hydras)
+    member = replace(run.member, parent=parent, hydras=(*run.member.hydras, *hydras), overrides=overrides)
+    return replace(run, member=member)
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -56,6 +56,8 @@ class RunState:
     """The nodes that it avoids, and why."""
     slurm: str = ""
     """Slurm's own state of its job; empty: it was not asked, or has forgotten it."""
+    parent: str = ""
+    """Id of the run from whose state it begins."""
 
     @property
     def is_over(self) -> bool:
@@ -157,6 +159,7 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
         start=job.start if waits and job and job.start != "N/A" else "",
         excluded=tuple(exclusions(own.events)),
         slurm=slurms,
+        parent=own.parent,
     )
 
 

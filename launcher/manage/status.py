@@ -14,11 +14,14 @@ from launcher.manage.progress import Pace, progress_of, told
 from launcher.manage.survey import Survey, look_again, open_workers, survey
 from launcher.manage.table import COLOURS, lines, records
 from launcher.manage.targets import below
+from launcher.manage.terminal import printable
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.submission.waiting import count
 
 if TYPE_CHECKING:  # rich is imported where there is a terminal to draw on
     from rich.text import Text
+
+    from launcher.manage.advice import Advice
 
 _LOOK_EVERY_S = 2.0
 _LINE_EVERY_S = 60.0
@@ -27,19 +30,22 @@ _ORDER = ("STALLED", "RUNNING", "REQUEUED", "FAILED", "PREEMPTED", "SUBMITTED", 
 """What is worth a line first, where not all runs fit on the screen."""
 
 
-def show_status(folder: Path, env: Mapping[str, str], *, watch: bool, as_json: bool) -> int:
+def show_status(folder: Path, env: Mapping[str, str], *, watch: bool, as_json: bool, with_advice: bool = False) -> int:
     """Print the state of every run that ``folder`` stands for; returns the exit code.
 
     Args:
         watch: draw it anew until nothing changes any more, or Ctrl-C; without a terminal, a line of counts when they
             change.
+        with_advice: ask Slurm too which shape of runs that wait would start sooner.
 
     Raises:
-        UserError: there is no run.
+        UserError: there is no run, or it is to be watched with advice.
     """
+    if watch and with_advice:
+        raise UserError("--advise: looks once, and --watch again and again; leave one of them away")
     now = survey(below(folder), env)
     if not watch:
-        _show(now, as_json)
+        _show(now, as_json, _advice(now, env) if with_advice else None)
         return ExitCode.DONE
     try:
         if as_json or not sys.stdout.isatty():
@@ -53,15 +59,27 @@ def show_status(folder: Path, env: Mapping[str, str], *, watch: bool, as_json: b
     return ExitCode.DONE
 
 
-def _show(now: Survey, as_json: bool) -> None:
+def _advice(now: Survey, env: Mapping[str, str]) -> list[Advice]:
+    from launcher.manage.advice import advise
+
+    return advise(now.rows, env)
+
+
+def _show(now: Survey, as_json: bool, advice: Sequence[Advice] | None = None) -> None:
     if as_json:
-        print(json.dumps(records(now.rows), indent=2))
+        rows = records(now.rows)
+        if advice is not None:
+            told_of = {path: one.to_json() for one in advice for path in one.paths}
+            rows = [row | {"advice": told_of.get(row["path"])} for row in rows]
+        print(json.dumps(rows, indent=2))
     elif sys.stdout.isatty():
         from rich.console import Console
 
         Console(highlight=False, soft_wrap=True).print(_coloured(lines(now.rows)))
     else:
         print("\n".join(lines(now.rows)))
+    if advice is not None and not as_json:
+        print("\n".join(printable(line) for one in advice for line in one.lines()) or "no run waits")
     sys.stdout.flush()
     _say_problems(now)
     print(count(now.states), file=sys.stderr)

@@ -17,7 +17,7 @@ COLOURS = {
 """Style of each state, as rich names them."""
 _HEADINGS = (
     "sweep", "run", "state", "step", "loss", "samples/s", "attempts", "job", "node", "avoids", "reason",
-    "start", "overrides",
+    "start", "parent", "overrides",
 )  # fmt: skip
 _LONGEST = 60
 """Letters of a reason in the table; `logs` and `--json` have all of it."""
@@ -25,13 +25,14 @@ _RIGHT = ("step", "loss", "samples/s", "attempts")
 
 
 def differing(sweeps: Sequence[SweepDir]) -> dict[tuple[SweepDir, str], tuple[str, ...]]:
-    """For each run of each sweep the overrides that not all runs of its sweep have."""
+    """For each run of each sweep the overrides that not all runs of its sweep have, but for those of one command."""
     found = {}
     for sweep in dict.fromkeys(sweeps):
         members = sweep.read_members()
         shared = set.intersection(*map(set, members.values())) if members else set()
         for run_id, overrides in members.items():
-            found[sweep, run_id] = tuple(text for text in overrides if text not in shared)
+            others = (text for text in overrides if text not in shared)
+            found[sweep, run_id] = tuple(text for text in others if not text.startswith("launch."))
     return found
 
 
@@ -73,6 +74,7 @@ def _cells(record: Mapping[str, Any], several: bool) -> dict[str, str]:
         "avoids": ",".join(one["node"] for one in record["excluded"]),
         "reason": _cut(record["reason"]),
         "start": record["start"].replace("T", " "),
+        "parent": record["parent"],
         "overrides": " ".join(record["differs"]),
     }
     return {name: printable(" ".join(text.split())) for name, text in texts.items()}

@@ -126,8 +126,8 @@ class _Attempt:
         started = time.monotonic()
         self._hosts = from_all_ranks(self._world.node)
         with self._watchdog() as watchdog:
-            may_restart = self._plan.settings().checkpoint.restart_if_damaged
-            search = find(self._rundir, self._plan.run_id, self._world, restart_if_damaged=may_restart)
+            plan, may_restart = self._plan, self._plan.settings().checkpoint.restart_if_damaged
+            search = find(self._rundir, plan.run_id, self._world, restart_if_damaged=may_restart, parent=plan.parent)
             self._begin(search)
             self._session = session = self._open_session(meter, search, watchdog.beat)
             if self._world.is_main:
@@ -188,6 +188,7 @@ class _Attempt:
         plan, world, settings = self._plan, self._world, self._plan.settings()
         author = Author(run_id=plan.run_id, attempt=self._number, lease=self._lease, fingerprint=fingerprint(world))
         restored = search.restored
+        own = restored.path if restored and not restored.inherited else None
         values, science = redacted(plan.config_values()), redacted(plan.science)
         listeners = [] if self._listener is None else [self._listener]
         return Session(
@@ -196,7 +197,7 @@ class _Attempt:
             self._rundir,
             settings,
             restored=restored,
-            saver=Saver(self._rundir, settings.checkpoint, world, author, restored.path if restored else None),
+            saver=Saver(self._rundir, settings.checkpoint, world, author, own),
             stop=self._stop,
             meter=meter,
             open_trackers=lambda step: self._opened(
@@ -282,7 +283,8 @@ class _Attempt:
         restored = search.restored
         values: dict[str, Any] = {"step": 0, "from": None, "reason": "", "code": None}
         if restored is not None:
-            values |= {"step": restored.manifest.step, "from": restored.path.name}
+            origin = {"parent": restored.manifest.run_id} if restored.inherited else {"from": restored.path.name}
+            values |= {"step": restored.manifest.step} | origin
         if search.problems:
             values["passed_over"] = search.problems
         self._event("start", **values)

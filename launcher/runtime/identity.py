@@ -15,6 +15,11 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def run_id(science: Mapping[str, Any]) -> str:
-    """First 12 hex digits of the SHA-256 of the canonical JSON of ``science``."""
-    return hashlib.sha256(canonical_json(science).encode()).hexdigest()[:RUN_ID_DIGITS]
+def run_id(science: Mapping[str, Any], parent: str | None = None) -> str:
+    """First 12 hex digits of the SHA-256 of the canonical JSON of ``science``.
+
+    Args:
+        parent: id of the run from whose state this one begins: it learns something else than one from scratch.
+    """
+    hashed = science if parent is None else {"parent": parent, "science": science}
+    return hashlib.sha256(canonical_json(hashed).encode()).hexdigest()[:RUN_ID_DIGITS]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,24 @@ from launcher.runtime.rundir import RunDir
 from launcher.runtime.sections import merged, parse
 from launcher.runtime.settings import Settings
 from launcher.runtime.task_config import identity, read_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """The run from whose state another one, its child, begins; the child's first attempt reads it and nothing else."""
+
+    run_id: str
+    path: str
+    """Its run directory, absolute."""
+    step: int
+    """Steps that the state has behind it."""
+    checkpoint: str
+    """Name of the checkpoint's folder."""
+
+    @property
+    def state(self) -> Path:
+        """The checkpoint."""
+        return RunDir(Path(self.path)).checkpoints / self.checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +57,8 @@ class Plan:
     """What was typed, the chosen site included: what composes this run again (``launcher retry``, ``resume``)."""
     cwd: str = ""
     """The folder in which it was typed; empty: an older version planned it and recorded neither."""
+    parent: Parent | None = None
+    """From whose state it begins; part of its id. None: from scratch."""
 
     @property
     def rundir(self) -> RunDir:
@@ -55,6 +75,11 @@ class Plan:
     def argv(self) -> list[str] | None:
         """The program that is run; None: ``target`` is called."""
         return self.science.get("task", {}).get("argv") if self.schema is None else None
+
+    @property
+    def parent_id(self) -> str | None:
+        """Id of the run from whose state it begins; None: it begins from scratch."""
+        return self.parent.run_id if self.parent else None
 
     def config_values(self) -> dict[str, Any]:
         """The task's whole config, both halves, as nested JSON values."""
@@ -75,6 +100,8 @@ class Plan:
 
     def same_science(self, other: Plan) -> bool:
         """Whether both would learn the same: what is hashed is equal, whatever was added to the schema since."""
+        if self.parent_id != other.parent_id:
+            return False
         if (self.target, self.schema, self.science) == (other.target, other.schema, other.science):
             return True
         try:
@@ -89,12 +116,15 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """A mapping of JSON values that ``from_json`` reads."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        parent = values.pop("parent")
+        return values if parent is None else values | {"parent": asdict(parent)}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Plan:
         """Read what ``to_json`` made."""
-        plan = Plan(**values)
+        parent = values.get("parent")
+        plan = Plan(**{**values, "parent": parent and Parent(**parent)})
         return replace(plan, overrides=tuple(plan.overrides))
 
     @staticmethod

@@ -56,7 +56,7 @@ class Recipe:
         kept = [word for word in self.plan.overrides if word.lstrip("+~").partition("=")[0] not in changes]
         return replace(
             self.plan,
-            run_id=run_id(identity(config, self.plan.target)),
+            run_id=run_id(identity(config, self.plan.target), self.plan.parent_id),
             science=science,
             execution={**self.plan.execution, **settled, "task": execution},
             created=datetime.now(UTC).isoformat(timespec="seconds"),

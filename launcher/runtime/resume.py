@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from launcher.runtime.distributed import from_all_ranks, from_main_rank
 from launcher.runtime.errors import UserError
 from launcher.runtime.fingerprint import differences, fingerprint
 from launcher.runtime.lineage import candidates
+from launcher.runtime.plan import Parent
 from launcher.runtime.rundir import RunDir, checkpoint_of
 from launcher.runtime.world import World
 
@@ -28,6 +29,8 @@ class Restored:
     manifest: Manifest
     content: dict[str, Any]
     """This rank's state."""
+    inherited: bool = False
+    """Whether it is another run's, from whose state this one begins."""
 
 
 @dataclass
@@ -39,8 +42,26 @@ class Search:
     """A line for each checkpoint that cannot be used, newest first."""
 
 
-def find(rundir: RunDir, run_id: str, world: World, *, restart_if_damaged: bool) -> Search:
+def find(
+    rundir: RunDir, run_id: str, world: World, *, restart_if_damaged: bool, parent: Parent | None = None
+) -> Search:
     """The checkpoint to go on from; every rank calls it and gets the same one.
+
+    A run that has none of its own begins from the state of its ``parent``.
+
+    Raises:
+        UserError: as ``find_own``; or the parent's state cannot be used.
+    """
+    search = find_own(rundir, run_id, world, restart_if_damaged=restart_if_damaged)
+    if search.restored is None and parent is not None:
+        search.restored = _inherited(parent, world)
+    if search.restored is not None and world.is_main:
+        _warn_of_changes(search.restored.manifest, world)
+    return search
+
+
+def find_own(rundir: RunDir, run_id: str, world: World, *, restart_if_damaged: bool) -> Search:
+    """The newest of the run's own checkpoints that is whole; every rank calls it and gets the same one.
 
     Rank 0 looks for candidates by step and attempt, never by time, and checks every file; each other rank checks what
     it reads itself. What one of them cannot read is passed over by all.
@@ -54,7 +75,6 @@ def find(rundir: RunDir, run_id: str, world: World, *, restart_if_damaged: bool)
         log.warning("checkpoint %s was committed by an attempt that had been given up; passed over", path.name)
     for path in from_main_rank(paths):
         read_it, problem = _read(path, run_id, world)
-        problem = next((theirs for theirs in from_all_ranks(problem) if theirs), "")
         if read_it is not None and not problem:
             search.restored = read_it
             break
@@ -69,9 +89,19 @@ def find(rundir: RunDir, run_id: str, world: World, *, restart_if_damaged: bool)
             f"run {rundir.path}: none of its {len(search.problems)} checkpoints can be used ({search.problems[0]}); "
             "put back a good one, or start over with checkpoint.restart_if_damaged=true"
         )
-    if search.restored is not None and world.is_main:
-        _warn_of_changes(search.restored.manifest, world)
     return search
+
+
+def _inherited(parent: Parent, world: World) -> Restored:
+    """The parent's state; its curves and its best weights stay its own."""
+    read_it, problem = _read(parent.state, parent.run_id, world)
+    if read_it is None or problem:
+        raise UserError(
+            f"parent {parent.path}: its state of step {parent.step} cannot be used ({problem}); put it back, or type "
+            "again what made this run: it then begins from the newest state that is there"
+        )
+    own = read_it.content["session"] | {"best_metric": None, "last": {}}
+    return replace(read_it, content=read_it.content | {"session": own}, inherited=True)
 
 
 def _gone(rundir: RunDir) -> str:
@@ -89,6 +119,8 @@ def _warn_of_changes(manifest: Manifest, world: World) -> None:
 
 
 def _read(path: Path, run_id: str, world: World) -> tuple[Restored | None, str]:
+    """The checkpoint as this rank reads it, and what keeps any rank from reading it; the same words on all."""
+
     def attempt() -> Restored:
         manifest = Manifest.read(path)
         named = (manifest.kind, manifest.step, manifest.attempt)
@@ -97,7 +129,8 @@ def _read(path: Path, run_id: str, world: World) -> tuple[Restored | None, str]:
             raise UserError(f"checkpoint {path}: is not what its place says ({what})")
         return Restored(path, manifest, read(path, manifest, world.rank, all_files=world.is_main))
 
-    return _tried(attempt, world)
+    read_it, problem = _tried(attempt, world)
+    return read_it, next((theirs for theirs in from_all_ranks(problem) if theirs), "")
 
 
 def _tried(attempt: Callable[[], Restored], world: World) -> tuple[Restored | None, str]:

@@ -94,7 +94,9 @@ class Session:
         self.profiler = profiler
         """Told each step that is done."""
         self._begun_at = self.step
-        self._continued = restored is not None
+        self.inherited = restored is not None and restored.inherited
+        """Whether ``restore`` gives another run's state, from which this one begins."""
+        self._continued = restored is not None and not self.inherited
         self._state: Mapping[str, Any] = {}
         self._stateful: list[str] = []
         self._status_at = float("-inf")
@@ -135,7 +137,9 @@ class Session:
         self._state, self._stateful = dict(content), own["stateful"]  # what finish keeps if no step is left to do
         if restored.manifest.world_size == self.world.size:  # else there is nothing to go on with: the task's own seeds
             set_rng(own["rng"])
-        log.info("continuing after step %d", self.step)
+        log.info("%s after step %d", "beginning as a child" if self.inherited else "continuing", self.step)
+        if self.inherited:  # a state of its own at once: the other run's may go from now on
+            self._begin_to_save(self._full())
         if self.world.is_main:
             self.write_status("RUNNING")  # with the step that it goes on from
         return content
@@ -186,8 +190,7 @@ class Session:
         self._stateful = [name for name, value in state.items() if hasattr(value, "state_dict")]
         self.step = int(state["step"])
         wishes = []
-        best = math.inf if self.best_metric is None else self.best_metric
-        if metric is not None and metric < best:  # never NaN: nothing would be smaller than it
+        if metric is not None and metric < (math.inf if self.best_metric is None else self.best_metric):  # never NaN
             self.best_metric = metric
             if self._settings.best and self.world.is_main:
                 wishes.append(Wish(kind="best", step=self.step, entries=self._light(), metric=metric))
@@ -339,8 +342,7 @@ class Session:
         """What this rank tells the others in each step."""
         saver = self._saver
         cannot_save = bool(saver.superseded) or saver.failures >= _MOST_FAILURES
-        flags = [float(flag) for flag in (self._stop.word, cannot_save, saver.not_finite is not None)]
-        return flags + self.board.words()
+        return [float(w) for w in (self._stop.word, cannot_save, saver.not_finite is not None)] + self.board.words()
 
     def _of_saving(self) -> dict[str, float]:
         """How long the loop waited for a save since the last log, and how many in a row have failed, if any."""

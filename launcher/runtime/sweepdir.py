@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -37,6 +37,8 @@ class Submission:
     """When it was about to be submitted, UTC."""
     replaced: frozenset[str] = frozenset()
     """Runs that were moved aside since: its jobs are theirs, not those of the runs that took their places."""
+    parents: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Of those of its runs that begin from another one's state the id of that."""
     workers: int | None = None
     """Jobs that share the runs, which wait in a queue (``SweepDir.queue``); None: each run has a job of its own."""
 
@@ -234,7 +236,7 @@ class SweepDir:
             if event == "intent":
                 found[token] = {"token": token, "runs": tuple(record["runs"]), "slurm_conf": record["slurm_conf"]}
                 found[token] |= {"logs": record.get("logs"), "time": str(record.get("time"))}
-                found[token] |= {"workers": record.get("workers")}
+                found[token] |= {"workers": record.get("workers"), "parents": record.get("parents") or {}}
                 if record.get("follows") in found:
                     heads[token] = str(record["follows"])
             elif event == "submitted" and token in found:

@@ -164,7 +164,7 @@ def _absolute(key: str, said: str, cwd: Path) -> Path:
 def _job(member: Member, sweep: SweepDir, snapshot: Snapshot, cwd: Path, here: bool, packing: Packing | None) -> Job:
     plan, resources = make_queued_plan(
         member.values, member.queue, default_name=sweep.path.name, cwd=cwd, code=snapshot.id, here=here,
-        overrides=member.words,
+        overrides=member.words, parent=member.parent,
     )  # fmt: skip
     if packing and packing.takes(resources.hardware):
         plan = without_extras(plan)

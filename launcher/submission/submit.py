@@ -319,8 +319,9 @@ class _Batcher:
         self._write_script(token, workers or len(jobs), head)
         logs = None if self._logs == self._sweep.job_logs else str(self._logs)
         conf = self._slurm.slurm_conf
-        said = {"slurm_conf": conf, "logs": logs, "workers": workers} | ({"follows": head.token} if head else {})
-        self._sweep.add_event("intent", token, runs=list(runs), **said)
+        children = {j.plan.run_id: j.plan.parent_id for j in jobs if j.plan.parent_id}
+        said = ({"parents": children} if children else {}) | ({"follows": head.token} if head else {})
+        self._sweep.add_event("intent", token, runs=list(runs), slurm_conf=conf, logs=logs, workers=workers, **said)
         return token
 
     def _write_script(self, token: str, count: int, head: Submission | None) -> None:

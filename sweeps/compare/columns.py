@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.compare.reading import Run
+from sweeps.compare.reading import PARENT, Run
 
 ABSENT = "–"
 """Shown where a run has no such setting."""
@@ -100,6 +100,8 @@ def _order(key: str) -> tuple[bool, str]:
 
 
 def _may_follow(key: str, values: Sequence[Hashable]) -> bool:
+    if key == PARENT:  # whatever else differs with it
+        return False
     return key.endswith(".digest") or ((float, ABSENT) in values and len(set(values)) == 2)
 
 

@@ -17,6 +17,9 @@ from launcher.runtime.rundir import RunDir
 from launcher.runtime.sections import flat
 from launcher.runtime.sweepdir import SweepDir
 
+PARENT = "parent"
+"""A setting like others: the run from whose state this one began. Those from scratch have none."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -122,6 +125,7 @@ def _read_plan(rundir: RunDir, problems: list[str]) -> tuple[dict[str, Any], str
         plan = Plan.read(rundir)
         rest = {name: values for name, values in plan.execution.items() if name != "task"}
         config = flat(rest) | flat(plan.execution.get("task", {})) | flat(plan.science)
+        config |= {PARENT: plan.parent_id} if plan.parent_id else {}
     except UserError as error:
         problems.append(str(error))
         return {}, "", None

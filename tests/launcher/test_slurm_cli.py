@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 
 from launcher import slurm_cli
 from launcher.runtime.errors import UserError
-from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit, elements, missing_commands
+from launcher.slurm_cli import Forecast, Slurm, SlurmAway, SlurmError, SubmitLimit, elements, missing_commands
 from tests.launcher.recorded_slurm import AWAY, NO_ACCOUNTING, RecordedSlurm
 
 
@@ -145,3 +147,18 @@ def test_the_environment_of_a_job_is_not_passed_on(recorded, tmp_path):
     conf.touch()
     Slurm(recorded.env | {"SLURM_JOB_ID": "3", "SBATCH_PARTITION": "x", "SLURM_CONF": str(conf)}).queue()
     assert seen.read_text().split() == ["SLURM_BITSTR_LEN=0", f"SLURM_CONF={conf}"]
+
+
+def test_what_a_test_only_foretells(slurm, recorded, tmp_path):
+    line = "sbatch: Job 8 to start at 2026-11-28T15:21:52 using 4 processors on nodes n[1-2] in partition high\n"
+    recorded.says("sbatch", err=line)
+    assert slurm.forecast(tmp_path / "job.sh", ["--nodes=1"]) == Forecast(datetime(2026, 11, 28, 15, 21, 52), False)
+    assert recorded.calls == [f"sbatch --test-only --nodes=1 {tmp_path}/job.sh"]
+    recorded.says("sbatch", err=f"{line}sbatch:   Preempts: 1,2\n")
+    assert slurm.forecast(tmp_path / "job.sh").preempts
+    for other in ("", line.replace("2026", "soon"), "sbatch: accepted\n"):
+        recorded.says("sbatch", err=other)
+        assert slurm.forecast(tmp_path / "job.sh") is None
+    recorded.says("sbatch", err="allocation failure: Node count specification invalid\n", code=1)
+    with pytest.raises(SlurmError, match="Node count specification invalid"):
+        slurm.forecast(tmp_path / "job.sh")

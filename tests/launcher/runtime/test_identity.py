@@ -77,3 +77,10 @@ def test_run_id_of_a_known_science_stays_the_same_for_ever():
     science = {"optim": {"lr": 0.001, "kind": "adamw"}, "seed": 1, "note": "é"}
     text = '{"note":"é","optim":{"kind":"adamw","lr":0.001},"seed":1}'
     assert run_id(science) == hashlib.sha256(text.encode()).hexdigest()[:12] == "5de142193b4d"
+
+
+def test_a_child_has_another_id_than_a_run_from_scratch_and_than_one_of_another_parent():
+    science = {"seed": 1}
+    text = '{"parent":"5de142193b4d","science":{"seed":1}}'
+    assert run_id(science, "5de142193b4d") == hashlib.sha256(text.encode()).hexdigest()[:12] == "412cd86fa3b9"
+    assert len({run_id(science), run_id(science, "5de142193b4d"), run_id(science, "0123456789ab")}) == 3

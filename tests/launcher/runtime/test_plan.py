@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from launcher.runtime.errors import UserError
 from launcher.runtime.files import write_json
-from launcher.runtime.plan import Plan
+from launcher.runtime.plan import Parent, Plan
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sections import Section, execution, halves
 from launcher.runtime.settings import TrackerSettings
@@ -56,6 +56,23 @@ def plan(tmp_path):
 
 def test_a_plan_is_the_same_after_json(plan):
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_the_plan_of_a_child_says_from_whose_state_it_begins_and_an_older_plan_from_none(plan):
+    parent = Parent(
+        run_id="ba9876543210", path="/runs/sweep/ba9876543210", step=7, checkpoint="step-000000000007.a0001"
+    )
+    child = replace(plan, parent=parent)
+    assert Plan.from_json(json.loads(json.dumps(child.to_json()))) == child
+    assert "parent" not in plan.to_json(), "a version that knows no children reads it"
+    assert child.parent_id == "ba9876543210" and parent.state.parts[-2:] == ("checkpoints", "step-000000000007.a0001")
+    assert (
+        not child.same_science(plan) and not plan.same_science(child) and child.same_science(replace(child, code="x"))
+    )
+    plan.rundir.path.mkdir(parents=True)
+    write_json(plan.rundir.plan, plan.to_json() | {"parent": {"run_id": "ba9876543210"}})
+    with pytest.raises(UserError, match="is damaged, or another version's"):
+        Plan.read(plan.rundir)
 
 
 def test_a_run_stands_under_root_sweep_and_id(plan, tmp_path):

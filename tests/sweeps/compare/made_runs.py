@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.runtime.identity import run_id
-from launcher.runtime.plan import Plan
+from launcher.runtime.plan import Parent, Plan
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sections import flat, merged
 from launcher.runtime.sweepdir import SweepDir
@@ -42,6 +42,7 @@ def made_run(
     curve: Mapping[int, float] | None = None,
     task: str = "vlm.task:train",
     code: str | None = None,
+    parent: Parent | None = None,
     **settings: Any,
 ) -> RunDir:
     """A run of the sweep ``folder``; ``optim__lr=…`` changes a setting, one of execution begins with ``x__``.
@@ -53,9 +54,11 @@ def made_run(
     keys = {key.replace("__", "."): value for key, value in settings.items()}
     execution = {key.removeprefix("x."): value for key, value in keys.items() if key.startswith("x.")}
     science = merged(SCIENCE, nested({k: v for k, v in keys.items() if not k.startswith("x.")}))
+    named = run_id({"all": repr((flat(science), task, execution))}, parent and parent.run_id)
     plan = Plan(
-        run_id=run_id({"all": repr((flat(science), task, execution))}), name=folder.name, root=str(folder.parent),
+        run_id=named, name=folder.name, root=str(folder.parent),
         target=task, schema="a.b:C", science=science, execution=merged(EXECUTION, nested(execution)), code=code,
+        parent=parent,
     )  # fmt: skip
     rundir = SweepDir(folder).run(plan.run_id)
     rundir.path.mkdir(parents=True)

@@ -10,6 +10,7 @@ import statistics
 
 import pytest
 
+from launcher.runtime.plan import Parent
 from launcher.runtime.sweepdir import SweepDir
 from sweeps.__main__ import main
 from sweeps.compare.picture import mean_of
@@ -43,6 +44,17 @@ def test_the_table_shows_what_differs_and_nothing_else(folder, compare):
         f"2          3.005  0.0071  2  0.003  {answer_run(folder, 3.0)}",
     ]
     assert lines[-2].split(None, 2) == ["lr", "?", "too few runs: 4 for 2 values; repeat values, or add seeds"]
+
+
+def test_a_child_is_told_apart_from_the_same_config_from_scratch(folder, compare):
+    origin = made_run(folder, 3.0, trainer__max_steps=10).path
+    made_run(folder, 2.0, trainer__max_steps=20)
+    parent = Parent(run_id=origin.name, path=str(origin), step=10, checkpoint="step-000000000010.a0001")
+    made_run(folder, 1.0, trainer__max_steps=20, parent=parent)
+    _, lines, _ = compare(folder)
+    assert lines[0].startswith("demo: 3 COMPLETED runs of 3 settings")
+    assert lines[1].split()[4:6] == ["max_steps", "parent"]
+    assert [line.split()[4] for line in lines[2:5]] == [origin.name, "–", "–"]
 
 
 def answer_run(folder, loss):
