@@ -19,6 +19,7 @@ See and manage runs; python -m launcher.run starts them.
   python -m launcher retry runs/demo           go on with what failed or stopped of it
   python -m launcher curves runs/demo          draw the curves of runs that have none, as packed ones
   python -m launcher sync runs/demo            give MLflow and W&B what they missed of it
+  python -m launcher drill 1537f0              interrupt a short copy of it: does it come back exactly, and how soon
   python -m launcher doctor                    does this cluster do what we rely on?
 
 RUN is a run's folder (runs/<sweep>/<run_id>), its id or the first letters of it, or a job's id like 12 or 12_3.
@@ -76,8 +77,18 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("--wandb", action="store_true", help="run `wandb sync` too, not only say how")
     sync.set_defaults(command=_sync)
 
+    _add_drill(commands.add_parser("drill", help="interrupt a short copy of a run: does it come back, bit for bit"))
     _add_doctor(commands.add_parser("doctor", help="check Slurm's settings, the shared folder and a test job"))
     return parser
+
+
+def _add_drill(drill: argparse.ArgumentParser) -> None:
+    drill.add_argument("run", metavar="RUN")
+    drill.add_argument("--steps", type=_positive, default=12, metavar="N", help="steps of the copies (12)")
+    drill.add_argument("--patience", type=_positive, default=600, metavar="S", help="wait so long in the queue (600)")
+    drill.add_argument("--keep", action="store_true", help="leave the folder of the copies")
+    drill.add_argument("--json", action="store_true", help="print JSON")
+    drill.set_defaults(command=_drill)
 
 
 def _add_doctor(doctor: argparse.ArgumentParser) -> None:
@@ -151,6 +162,15 @@ def _sync(args: argparse.Namespace) -> int:
 
     set_defaults(os.environ)
     return sync(args.targets, Path.cwd(), uri=args.mlflow_uri, send=args.wandb)
+
+
+def _drill(args: argparse.Namespace) -> int:
+    from launcher.drill.command import drill
+
+    return drill(
+        args.run, Path.cwd(), os.environ,
+        steps=args.steps, patience_s=args.patience, keep=args.keep, as_json=args.json,
+    )  # fmt: skip
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -46,6 +46,8 @@ from launcher.slurm_cli import Slurm, SlurmAway, SlurmError
 T = TypeVar("T")
 BY_THE_SHELL = 79
 """Exit code: the job should be requeued, and there is no scontrol here (Python runs in a container)."""
+NOT_HERE = "Slurm may not requeue it here"
+"""What the status of a run says whose job Slurm would not take back."""
 _EARLY_S = 90.0
 """Slurm warns of a time limit up to a minute early (sbatch(1), --signal), and saving takes its time."""
 _PAUSES_S = (5.0, 15.0, 60.0, 180.0)
@@ -148,7 +150,7 @@ class _OneRun:
 
     def refused(self, code: int, reason: str) -> None:
         said = "saved" if code == ExitCode.STOPPED_SAVED else reason
-        how = f"{said}; Slurm may not requeue it here: python -m launcher resume {self.rundir.path}"
+        how = f"{said}; {NOT_HERE}: python -m launcher resume {self.rundir.path}"
         self.rundir.say_state("PREEMPTED" if code in STOPPED else "FAILED", how)
 
 

@@ -275,6 +275,10 @@ class Slurm:
         if job_ids:
             self._call("scancel", "--quiet", "--signal=USR2", *job_ids)
 
+    def kill_step(self, job_id: str, step: int) -> None:
+        """SIGKILL to every task of a step; its job goes on. Named without a step, the job itself would be cancelled."""
+        self._call("scancel", "--quiet", "--signal=KILL", f"{job_id}.{step}")
+
     def cancel(self, job_ids: Sequence[str]) -> None:
         """``scancel`` all of ``job_ids`` in one call; those that ended already do not matter."""
         if job_ids:

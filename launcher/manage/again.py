@@ -114,7 +114,7 @@ def _go_on(rows: Sequence[Row], env: MutableMapping[str, str], *, dry_run: bool 
         return ExitCode.DONE
     launched = _launched(rows)
     folder = require_recorded(launched)
-    _go_to(folder)
+    go_to(folder)
     runs = compose_again(launched)
     require_same_science(runs, [_plan_today(run, folder) for run in runs])
     if dry_run:
@@ -133,7 +133,7 @@ def _launched(rows: Sequence[Row]) -> list[Launched]:
     return [found[sweep, state.run_id] for sweep, state in rows]
 
 
-def _go_to(folder: Path) -> None:
+def go_to(folder: Path) -> None:
     """Be where the command was typed: for relative paths, and for the user's own modules, which stand there."""
     try:
         os.chdir(folder)

@@ -13,7 +13,7 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.sweepdir import Submission, SweepDir
 from launcher.slurm_cli import QueuedJob, Slurm
 
-_OVER = (
+OVER = (
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED",
 )  # fmt: skip
 """Slurm's states of a job that does not run again (squeue(1), JOB STATE CODES)."""
@@ -81,7 +81,7 @@ def open_workers(sweep: SweepDir, env: Mapping[str, str]) -> list[tuple[Submissi
 
 
 def _lives(job: QueuedJob | None, submission: Submission) -> bool:
-    return job is not None and job.state not in _OVER and Path(job.command).stem == submission.token
+    return job is not None and job.state not in OVER and Path(job.command).stem == submission.token
 
 
 def cluster_of(slurm_conf: str | None, env: Mapping[str, str]) -> str | None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from launcher.runtime.console import Meter
@@ -159,7 +160,12 @@ class _Attempt:
         restored = search.restored
         values, science = redacted(plan.config_values()), redacted(plan.science)
         listeners = [] if self._listener is None else [self._listener]
-        return Session(
+        kind: Callable[..., Session] = Session
+        if settings.drill.stop_after is not None:
+            from launcher.runtime.drill import DrillSession
+
+            kind = partial(DrillSession, drill=settings.drill, attempt=self._number)
+        return kind(
             plan.config(),
             world,
             self._rundir,
@@ -284,7 +290,7 @@ class _Attempt:
 
 def _finish(plan: Plan, session: Session, stop: StopFlag, extra: Mapping[str, Any], wall_s: float) -> Outcome:
     """Keep the weights, write the summary, close the trackers: the run is COMPLETED, or PREEMPTED and resumable."""
-    if session.stopping:
+    if session.stopping and not session.complete:
         saved = session.settle()
         problem = session.save_problem
         if session.over:

@@ -78,6 +78,7 @@ class Session:
         self.step = restored.manifest.step if restored else 0
         """Last optimizer step that was saved, restored or logged."""
         self.stopping, self.over = False, False  # the loop is to end; the run is, and does not go on
+        self.complete = False  # the loop is to end, and nothing is left to do (``launcher.runtime.drill``)
         self.last: dict[str, float] = {}
         """Newest value of every number logged."""
         self.best_metric: float | None = None

@@ -68,7 +68,7 @@ def dispatch(
     if packing and (alone := sum(not packing.takes(job.resources.hardware) for job in unique)):
         print(f"launch.pack: {alone} runs have several ranks and jobs of their own", file=sys.stderr)
     env = snapshot.without_live_code(env)
-    slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
+    slurm = None if here else Slurm(env, slurm_conf_of(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)
     rule = rule or Rule.of(launch.retry)
     if launch.dry_run:
@@ -89,13 +89,16 @@ def dispatch(
     return [receipts[job.plan.run_id].job_id for job in jobs]
 
 
-def snapshot_of(sweep: SweepDir, names: Sequence[str], cwd: Path) -> Snapshot:
+def snapshot_of(sweep: SweepDir, names: Sequence[str], cwd: Path, root: Path | None = None) -> Snapshot:
     """Today's code for jobs of ``sweep`` that resolve ``names`` (``package.module:attribute``).
+
+    Args:
+        root: the folder of all runs; None: that in which the sweep stands.
 
     Raises:
         UserError: as ``take_snapshot``.
     """
-    return take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(names)], leave_out=sweep.path.parent)
+    return take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(names)], leave_out=root or sweep.path.parent)
 
 
 def _values(jobs: Sequence[Job], metrics: Mapping[str, Any], goal: Goal | None) -> list[Any]:
@@ -132,7 +135,7 @@ def _job(member: Member, sweep: SweepDir, snapshot: Snapshot, cwd: Path, here: b
     return Job(plan, resources, member.overrides)
 
 
-def _slurm_conf(job: Job, cwd: Path) -> str | None:
+def slurm_conf_of(job: Job, cwd: Path) -> str | None:
     """The site's ``SLURM_CONF``; one that is not there is that of a cluster that was never started."""
     said = job.resources.site.slurm_conf
     if said is None:

@@ -1,0 +1,129 @@
+"""The two short copies of a run: composed as ``launcher resume`` would compose it, in a folder of their own."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launcher.manage.again import go_to
+from launcher.manage.recorded import Launched, compose_again, last_launched, require_recorded
+from launcher.manage.targets import one_run
+from launcher.runtime.errors import UserError
+from launcher.runtime.rundir import RunDir
+from launcher.runtime.sweepdir import SweepDir
+from launcher.submission.snapshot import Snapshot
+from launcher.submission.submit import Job
+
+WHOLE, INTERRUPTED = "uninterrupted", "interrupted"
+"""The names of the copies: folders below that of the drill."""
+LEAST_STEPS = 3
+_WORDS = (
+    "++launch.pack=null", "++launch.beside=1", "++checkpoint.at_end=nothing", "++tracker.tensorboard=false",
+    "++tracker.mlflow=false", "++tracker.wandb=false", "++tracker.curves=false", "++requeue.max_attempts=20",
+    "++requeue.max_without_progress=3",
+)  # fmt: skip
+"""What a copy has not of its run: nothing is left of it but its numbers, and nobody outside hears of it."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One of the two, ready to be started."""
+
+    name: str
+    sweep: SweepDir
+    """It alone stands in it."""
+    job: Job
+    snapshot: Snapshot
+    values: Mapping[str, Any]
+    """Its whole config."""
+    cwd: Path
+    """Where its run was typed."""
+    hold_at: tuple[int, ...]
+    """Steps that it waits at to be interrupted."""
+
+    @property
+    def rundir(self) -> RunDir:
+        """Where it leaves everything."""
+        return self.job.plan.rundir
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Both, and how their run was launched."""
+
+    whole: Copy
+    interrupted: Copy
+    folder: Path
+    launcher: str
+    """``hydra/launcher`` of the run."""
+    slurm_conf: str | None
+    """``SLURM_CONF`` of the cluster that the run was submitted to, where it says."""
+
+    @property
+    def both(self) -> tuple[Copy, Copy]:
+        """The uninterrupted one first."""
+        return self.whole, self.interrupted
+
+    def remove(self) -> None:
+        """Leave nothing."""
+        shutil.rmtree(self.folder)
+        if not any(self.folder.parent.iterdir()):
+            self.folder.parent.rmdir()
+
+
+def holds(steps: int) -> tuple[int, int]:
+    """The steps at which a copy of ``steps`` steps is interrupted: after a third, and after two thirds of them."""
+    first = max(1, steps // 3)
+    return first, max(first + 1, 2 * steps // 3)
+
+
+def make_copies(word: str, steps: int, cwd: Path) -> Copies:
+    """The copies of the run that ``word`` stands for, each of ``steps`` steps; nothing is written yet.
+
+    From here on this process stands where the run was typed.
+
+    Raises:
+        UserError: there is no such run, what was typed does not fit any more, or the run never saves on a cadence.
+    """
+    if steps < LEAST_STEPS:
+        raise UserError(f"--steps {steps}: two interruptions take at least {LEAST_STEPS} steps")
+    sweep, run_id = one_run(word, cwd)
+    sweep = SweepDir(sweep.path.absolute())
+    (launched,) = last_launched(sweep, [run_id])
+    typed_in = require_recorded([launched])
+    go_to(typed_in)
+    folder = sweep.drills / f"{run_id}-{uuid.uuid4().hex[:6]}"
+    whole, launcher = _copy(launched, folder / WHOLE, steps, (), typed_in)
+    interrupted, _ = _copy(launched, folder / INTERRUPTED, steps, holds(steps), typed_in)
+    return Copies(whole, interrupted, folder, launcher, launched.slurm_conf)
+
+
+def _copy(launched: Launched, folder: Path, steps: int, hold_at: tuple[int, ...], typed_in: Path) -> tuple[Copy, str]:
+    from launcher.plan import make_queued_plan
+    from launcher.submission.dispatch import snapshot_of
+
+    shortened = (*_WORDS, f"++drill.stop_after={steps}", f"++drill.hold_at=[{','.join(map(str, hold_at))}]")
+    place = {"root": str(folder.parent), "name": folder.name}
+    plan = replace(launched.plan, overrides=(*launched.plan.overrides, *shortened), **place)
+    sweep = SweepDir(folder)
+    (again,) = compose_again([Launched(sweep, plan)])
+    member = again.member
+    if member.values["checkpoint"]["every_steps"] is None:
+        raise UserError(
+            "checkpoint.every_steps=null: this run saves nothing while it trains, so a kill costs it everything and "
+            "there is nothing to drill; launch it with checkpoint=default"
+        )
+    root = launched.sweep.path.parent
+    snapshot = snapshot_of(sweep, [member.values["task"][key] for key in ("target", "schema")], typed_in, root)
+    here = member.launcher != "submitit_slurm"
+    queue = member.queue if member.launcher != "basic" else {}
+    frozen, resources = make_queued_plan(
+        member.values, queue, default_name=folder.name, cwd=typed_in, code=snapshot.id, here=here,
+        overrides=member.words,
+    )  # fmt: skip
+    job = Job(frozen, resources, member.overrides)
+    return Copy(folder.name, sweep, job, snapshot, member.values, typed_in, hold_at), member.launcher
