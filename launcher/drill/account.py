@@ -112,8 +112,9 @@ class Findings:
     rows: tuple[Row, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A mapping of JSON values."""
-        return asdict(self)
+        """A mapping of JSON values, seconds in tenths."""
+        tenths = [{n: round(v, 1) if isinstance(v, float) else v for n, v in asdict(row).items()} for row in self.rows]
+        return {**asdict(self), "rows": tenths}
 
     def lines(self) -> list[str]:
         """The table, and the verdict below it."""

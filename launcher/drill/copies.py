@@ -107,8 +107,8 @@ def _copy(launched: Launched, folder: Path, steps: int, hold_at: tuple[int, ...]
     from launcher.submission.dispatch import snapshot_of
 
     shortened = (*_WORDS, f"++drill.stop_after={steps}", f"++drill.hold_at=[{','.join(map(str, hold_at))}]")
-    place = {"root": str(folder.parent), "name": folder.name}
-    plan = replace(launched.plan, overrides=(*launched.plan.overrides, *shortened), **place)
+    words = (*launched.plan.overrides, *shortened)
+    plan = replace(launched.plan, overrides=words, root=str(folder.parent), name=folder.name)
     sweep = SweepDir(folder)
     (again,) = compose_again([Launched(sweep, plan)])
     member = again.member

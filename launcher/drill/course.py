@@ -6,7 +6,7 @@ import sys
 import time
 
 from launcher.drill.account import KILLED, WARNED, Interruption, Log
-from launcher.drill.copies import Copies, Copy
+from launcher.drill.copies import LEAST_STEPS, Copies, Copy
 from launcher.drill.places import Place
 from launcher.requeue import NOT_HERE
 from launcher.runtime.drill import FIRST_STEP, HELD
@@ -65,11 +65,17 @@ class Course:
                     self._ask(copy)
                 self._asked_at = time.monotonic()
         self._note_starts(last)
-        if len(self.logs[last.name].interruptions) < len(last.hold_at):
-            step = (last.rundir.read(last.rundir.summary) or {}).get("step")
+        self._require_long_enough(last)
+
+    def _require_long_enough(self, done: Copy) -> None:
+        """See that there are enough steps in the task: of the copy that is done first it is known early."""
+        wanted = self._copies.interrupted.hold_at
+        step = int((done.rundir.read(done.rundir.summary) or {}).get("step") or 0)
+        if step < wanted[-1] or len(self.logs[done.name].interruptions) < len(done.hold_at):
+            how = f"drill fewer: --steps {step}" if step >= LEAST_STEPS else "it is too short to be drilled"
             raise UserError(
-                f"the task ended after step {step}, before it could be interrupted {len(last.hold_at)} times (at steps "
-                f"{', '.join(map(str, last.hold_at))}); drill fewer: --steps {step}"
+                f"the task ended after step {step}, before it could be interrupted {len(wanted)} times (at steps "
+                f"{', '.join(map(str, wanted))}); {how}"
             )
 
     def _is_done(self, copy: Copy) -> bool:
@@ -113,12 +119,12 @@ class Course:
         if self._place.lives(copy):
             self._gone[copy.name] = 0
             since = self._waiting_since.get(copy.name)
-            if since is not None and time.monotonic() - since > self._patience_s:
-                if (why := self._place.waits(copy)) is not None:
-                    raise UserError(
-                        f"the {copy.name} copy did not start within {self._patience_s:.0f} s ({why}); its jobs were "
-                        "cancelled: drill when the cluster has room, or with a longer --patience"
-                    )
+            late = since is not None and time.monotonic() - since > self._patience_s
+            if late and (why := self._place.waits(copy)) is not None:
+                raise UserError(
+                    f"the {copy.name} copy did not start within {self._patience_s:.0f} s ({why}); its jobs were "
+                    "cancelled: drill when the cluster has room, or with a longer --patience"
+                )
             return
         self._gone[copy.name] += 1
         if self._gone[copy.name] > 1 and not self._is_done(copy):  # the second look: files may come late

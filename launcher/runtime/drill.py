@@ -1,7 +1,7 @@
 """The session of a drill: a run that ends after a few steps, and that waits at some of them to be interrupted.
 
-The task does not know: it trains by its own config, and is told to stop as by a preemption. What `launcher drill` has to
-know of the run stands in ``attempts.jsonl``: ``first_step`` once in each attempt, ``held`` once at each step that it waits at.
+The task does not know: it trains by its own config, and is told to stop as by a preemption. What ``launcher drill``
+has to know stands in ``attempts.jsonl``: ``first_step`` once in each attempt, ``held`` once at each step of waiting.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ class ThroughputSettings(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class DrillSettings(Section):
-    """A short copy of a run that is interrupted on purpose; ``python -m launcher drill`` sets them, nobody else needs to."""
+    """A short copy of a run that is interrupted on purpose: ``python -m launcher drill`` says all of this."""
 
     stop_after: Positive | None = None
     """The run is COMPLETED after this step, whatever its task's config says; its schedules are those of the whole run.
