@@ -25,9 +25,10 @@ T = TypeVar("T")
 
 _AWAY = re.compile(
     r"Unable to contact slurm controller|Socket timed out|Connection refused|Zero Bytes were transmitted|"
-    r"slurm_load_\w+ error: Unable|Unable to establish controller|Transport endpoint",
+    r"slurm_load_\w+ error: Unable|Unable to establish controller|Transport endpoint|Unexpected message received",
     re.IGNORECASE,
 )
+"""The last is what ``scontrol requeue`` says where nobody answers (22.05)."""
 _LIMIT = re.compile(
     r"job submit limit|MaxSubmitJob|Resource temporarily unavailable|temporarily unable to accept", re.IGNORECASE
 )
@@ -37,6 +38,9 @@ _QUEUED_ALREADY = re.compile(r"Job is pending execution|already pending", re.IGN
 _FORBIDDEN = re.compile(r"operation is presently disabled|Access/permission denied", re.IGNORECASE)
 """What scontrol requeue says (slurm_errno.c): ESLURM_JOB_PENDING; ESLURM_DISABLED, ESLURM_ACCESS_DENIED."""
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|slurmdbd|accounting_storage", re.IGNORECASE)
+_NO_OPTION = re.compile(r"unrecognized option|invalid option")
+_NO_FIELD = re.compile(r"Invalid field requested")
+"""What an older Slurm says to an option of squeue, or a field of sacct, that it has not."""
 _ARRAY = re.compile(r"(?P<array>\d+)_\[(?P<ranges>\d+(?:-\d+(?::\d+)?)?(?:,\d+(?:-\d+(?::\d+)?)?)*)(?:%\d+)?\]")
 _CALL_S = 60.0
 """Longest time of one command."""
@@ -140,6 +144,8 @@ class Slurm:
     def __init__(self, env: Mapping[str, str], slurm_conf: str | None = None, *, patient: bool = True) -> None:
         """``slurm_conf`` is used where ``env`` has no SLURM_CONF; who is not ``patient`` asks once only."""
         self._patient = patient
+        self._mine = "--me"
+        """How squeue is asked for the jobs of this user; since Slurm 20.02."""
         self.slurm_conf = env.get("SLURM_CONF") or slurm_conf
         self._env = dict(env) | ({"SLURM_CONF": self.slurm_conf} if self.slurm_conf else {})
         # Inside a job these would stand for options that the new job was not given (sbatch(1), INPUT ENVIRONMENT).
@@ -177,7 +183,8 @@ class Slurm:
         Raises:
             SlurmAway, SlurmError: it would not take it.
         """
-        return self._call("sbatch", "--test-only", *options, str(script), stderr=True).strip().removeprefix("sbatch: ")
+        said = self._call("sbatch", "--test-only", *options, str(script), stderr=True)  # a site's own words come first
+        return "; ".join(line.removeprefix("sbatch: ") for line in said.strip().splitlines())
 
     def config(self) -> dict[str, str]:
         """``scontrol show config``: Slurm's settings by name."""
@@ -231,7 +238,14 @@ class Slurm:
     def queue(self) -> dict[str, QueuedJob]:
         """Every job of this user that Slurm remembers, finished ones for some minutes too; elements of arrays apart."""
         fields = "%i|%T|%r|%S|%M|%N|%o"
-        answer = self._call("squeue", "--me", "--array", "--noheader", "--states=all", f"--format={fields}")
+        words = ("--array", "--noheader", "--states=all", f"--format={fields}")
+        try:
+            answer = self._call("squeue", self._mine, *words)
+        except SlurmError as error:
+            if self._mine != "--me" or not _NO_OPTION.search(str(error)):
+                raise
+            self._mine = f"--user={getpass.getuser()}"
+            answer = self._call("squeue", self._mine, *words)
         jobs = (QueuedJob(*line.split("|", 6)) for line in answer.splitlines() if line.count("|") >= 6)
         return {job.job_id: job for job in jobs}
 
@@ -263,8 +277,8 @@ class Slurm:
         try:
             words = ("--allocations", "--noheader", "--parsable2", "--starttime=now-30days")
             past = self._call("sacct", *words, "--format=JobIDRaw,SubmitLine")
-        except SlurmError as error:
-            if _NO_ACCOUNTING.search(str(error)):
+        except SlurmError as error:  # SubmitLine came with Slurm 21.08: before, a job that ran tells it by its mark
+            if _NO_ACCOUNTING.search(str(error)) or _NO_FIELD.search(str(error)):
                 return None
             raise
         lines = (line.partition("|") for line in past.splitlines())

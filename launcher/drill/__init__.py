@@ -1,1 +1,1 @@
-"""``launcher drill``: a short copy of a run, interrupted on the user's own cluster, is held against one that was not."""
+"""``launcher drill``: a short copy of a run, interrupted on the user's cluster, is held against one that was not."""
