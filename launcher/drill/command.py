@@ -8,14 +8,12 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from launcher.drill.account import judge
-from launcher.drill.copies import make_copies
+from launcher.drill.copies import ON_SLURM, make_copies
 from launcher.drill.course import Course, say
 from launcher.drill.places import OnSlurm, OnThisMachine, Place
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.signals import StopFlag
 from launcher.slurm_cli import require_slurm
-
-_ON_SLURM = "submitit_slurm"
 
 
 def drill(
@@ -43,9 +41,9 @@ def drill(
     """
     began = time.monotonic()
     copies = make_copies(word, steps, cwd)
-    if copies.launcher == _ON_SLURM:
+    if copies.launcher == ON_SLURM:
         require_slurm(env)
-    place: Place = OnSlurm.of(copies, env) if copies.launcher == _ON_SLURM else OnThisMachine(env)
+    place: Place = OnSlurm.of(copies, env) if copies.launcher == ON_SLURM else OnThisMachine(env)
     stop = StopFlag()
     stop.install(hang_up=True)
     course = Course(copies, place, patience_s=patience_s)

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.manage.again import go_to
 from launcher.manage.recorded import Launched, compose_again, last_launched, require_recorded
@@ -18,8 +18,13 @@ from launcher.runtime.sweepdir import SweepDir
 from launcher.submission.snapshot import Snapshot
 from launcher.submission.submit import Job
 
+if TYPE_CHECKING:
+    from launcher.members import Member
+
 WHOLE, INTERRUPTED = "uninterrupted", "interrupted"
 """The names of the copies: folders below that of the drill."""
+ON_SLURM, _BASIC = "submitit_slurm", "basic"
+"""Options of ``hydra/launcher``; any other runs on this machine too."""
 LEAST_STEPS = 3
 _WORDS = (
     "++launch.pack=null", "++launch.beside=1", "++checkpoint.at_end=nothing", "++tracker.tensorboard=false",
@@ -91,39 +96,47 @@ def make_copies(word: str, steps: int, cwd: Path) -> Copies:
     """
     if steps < LEAST_STEPS:
         raise UserError(f"--steps {steps}: two interruptions take at least {LEAST_STEPS} steps")
+    from launcher.submission.dispatch import snapshot_of
+
     sweep, run_id = one_run(word, cwd)
     sweep = SweepDir(sweep.path.absolute())
     (launched,) = last_launched(sweep, [run_id])
     typed_in = require_recorded([launched])
     go_to(typed_in)
     folder = sweep.drills / f"{run_id}-{uuid.uuid4().hex[:6]}"
-    whole, launcher = _copy(launched, folder / WHOLE, steps, (), typed_in)
-    interrupted, _ = _copy(launched, folder / INTERRUPTED, steps, holds(steps), typed_in)
-    return Copies(whole, interrupted, folder, launcher, launched.slurm_conf)
+    members = [
+        _member(launched, folder / name, steps, hold_at) for name, hold_at in ((WHOLE, ()), (INTERRUPTED, holds(steps)))
+    ]
+    # One for both, or an edit in between would be taken for an inexact resume.
+    targets = [members[0].values["task"][key] for key in ("target", "schema")]
+    snapshot = snapshot_of(SweepDir(folder), targets, typed_in, root=sweep.path.parent)
+    whole, interrupted = (_copy(folder, member, snapshot, typed_in) for member in members)
+    return Copies(whole, interrupted, folder, members[0].launcher, launched.slurm_conf)
 
 
-def _copy(launched: Launched, folder: Path, steps: int, hold_at: tuple[int, ...], typed_in: Path) -> tuple[Copy, str]:
-    from launcher.plan import make_queued_plan
-    from launcher.submission.dispatch import snapshot_of
-
+def _member(launched: Launched, folder: Path, steps: int, hold_at: tuple[int, ...]) -> Member:
+    """What was typed, shortened, composed with the configs of today."""
     shortened = (*_WORDS, f"++drill.stop_after={steps}", f"++drill.hold_at=[{','.join(map(str, hold_at))}]")
     words = (*launched.plan.overrides, *shortened)
     plan = replace(launched.plan, overrides=words, root=str(folder.parent), name=folder.name)
-    sweep = SweepDir(folder)
-    (again,) = compose_again([Launched(sweep, plan)])
-    member = again.member
-    if member.values["checkpoint"]["every_steps"] is None:
+    (again,) = compose_again([Launched(SweepDir(folder), plan)])
+    if again.member.values["checkpoint"]["every_steps"] is None:
         raise UserError(
             "checkpoint.every_steps=null: this run saves nothing while it trains, so a kill costs it everything and "
             "there is nothing to drill; launch it with checkpoint=default"
         )
-    root = launched.sweep.path.parent
-    snapshot = snapshot_of(sweep, [member.values["task"][key] for key in ("target", "schema")], typed_in, root)
-    here = member.launcher != "submitit_slurm"
-    queue = member.queue if member.launcher != "basic" else {}
-    frozen, resources = make_queued_plan(
-        member.values, queue, default_name=folder.name, cwd=typed_in, code=snapshot.id, here=here,
+    return again.member
+
+
+def _copy(folder: Path, member: Member, snapshot: Snapshot, typed_in: Path) -> Copy:
+    from launcher.plan import make_queued_plan
+
+    name = member.values["launch"]["name"]
+    queue = member.queue if member.launcher != _BASIC else {}
+    plan, resources = make_queued_plan(
+        member.values, queue, default_name=name, cwd=typed_in, code=snapshot.id, here=member.launcher != ON_SLURM,
         overrides=member.words,
     )  # fmt: skip
-    job = Job(frozen, resources, member.overrides)
-    return Copy(folder.name, sweep, job, snapshot, member.values, typed_in, hold_at), member.launcher
+    job = Job(plan, resources, member.overrides)
+    hold_at = tuple(member.values["drill"]["hold_at"])
+    return Copy(name, SweepDir(folder / name), job, snapshot, member.values, typed_in, hold_at)
