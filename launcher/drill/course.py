@@ -137,7 +137,7 @@ class Course:
         ours = len(self.logs[copy.name].interruptions) >= max(1, self._count(copy, FIRST_STEP))
         if not ours or (status.get("state") == "FAILED" and NOT_HERE not in reason and self._place.at_once):
             raise self._failure(copy, reason or "it ended without a word")
-        if NOT_HERE in reason:
+        if NOT_HERE in reason and self._tries[copy.name] == 1:
             say("Slurm may not requeue jobs here: the copy is submitted again, as `python -m launcher resume` would")
         self._start(copy)
 
