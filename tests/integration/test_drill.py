@@ -49,7 +49,7 @@ def planned(user: User, client: Client, name: str, *words: str) -> str:
 
 def told(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
     """How a drill ended, what it found, and what it said on the way."""
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=500)
     assert out, err
     return process.returncode, json.loads(out), err
 
@@ -87,6 +87,6 @@ def test_ctrl_c_cancels_the_copies(user: User, client: Client):
     drill = user.start("launcher", "drill", sweep)
     assert wait_until(lambda: len(client("squeue", "--noheader").splitlines()) >= 2, 60)
     drill.send_signal(signal.SIGINT)
-    out, err = drill.communicate(timeout=120)
+    out, err = drill.communicate(timeout=300)
     assert (drill.returncode, out) == (76, "") and "what the copies left: " in err and "Traceback" not in err
     assert not client("squeue", "--noheader", "--states=PENDING,RUNNING")
