@@ -119,6 +119,7 @@ def test_no_import_cycles():
         "launcher.run",
         "launcher.__main__",
         "launcher.plan",
+        "launcher.drill.command",
         "launcher.runtime.worker",
         "launcher.runtime.job",
         "vlm.config",

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from launcher.drill.copies import Copies, Copy
-from launcher.runtime.drill import FIRST_STEP, HELD
 from launcher.runtime.errors import ExitCode
+from launcher.runtime.progress import FIRST_STEP, HELD
 
 WARNED, KILLED = "warned", "killed"
 """The interruptions, in this order."""

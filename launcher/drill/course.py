@@ -9,8 +9,8 @@ from launcher.drill.account import KILLED, WARNED, Interruption, Log
 from launcher.drill.copies import LEAST_STEPS, Copies, Copy
 from launcher.drill.places import Place
 from launcher.requeue import NOT_HERE
-from launcher.runtime.drill import FIRST_STEP, HELD
 from launcher.runtime.errors import Stopped, UserError
+from launcher.runtime.progress import FIRST_STEP, HELD
 from launcher.runtime.signals import StopFlag
 
 _LOOK_EVERY_S = 0.2

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from launcher.runtime.progress import FIRST_STEP, HELD
 from launcher.runtime.session import Session
 from launcher.runtime.settings import DrillSettings
 
 log = logging.getLogger(__name__)
 
-FIRST_STEP, HELD = "first_step", "held"
-"""Events of ``attempts.jsonl``."""
 _LOOK_EVERY_S = 1.0
 """While it waits, how often it shows that it lives."""
 

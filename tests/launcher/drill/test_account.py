@@ -11,8 +11,8 @@ import pytest
 
 from launcher.drill.account import KILLED, WARNED, Interruption, Log, judge
 from launcher.drill.copies import INTERRUPTED, WHOLE, holds
-from launcher.runtime.drill import FIRST_STEP, HELD
 from launcher.runtime.files import write_json
+from launcher.runtime.progress import FIRST_STEP, HELD
 from launcher.runtime.rundir import RunDir
 
 A, B = "a" * 64, "b" * 64

@@ -14,9 +14,9 @@ from launcher.drill.account import KILLED, WARNED
 from launcher.drill.copies import INTERRUPTED, WHOLE
 from launcher.drill.course import Course
 from launcher.requeue import NOT_HERE
-from launcher.runtime.drill import FIRST_STEP, HELD
 from launcher.runtime.errors import Stopped, UserError
 from launcher.runtime.files import write_json
+from launcher.runtime.progress import FIRST_STEP, HELD
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.signals import StopFlag
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from launcher.runtime.drill import FIRST_STEP, HELD
 from launcher.runtime.plan import Plan
+from launcher.runtime.progress import FIRST_STEP, HELD
 from slurm.processes import wait_until
 from tests.launcher.runtime.toy_job import losses, status
 
