@@ -94,19 +94,26 @@ def make_copies(word: str, steps: int, cwd: Path) -> Copies:
     Raises:
         UserError: there is no such run, what was typed does not fit any more, or the run never saves on a cadence.
     """
-    if steps < LEAST_STEPS:
-        raise UserError(f"--steps {steps}: two interruptions take at least {LEAST_STEPS} steps")
     from launcher.submission.dispatch import snapshot_of
 
+    if steps < LEAST_STEPS:
+        raise UserError(f"--steps {steps}: two interruptions take at least {LEAST_STEPS} steps")
     sweep, run_id = one_run(word, cwd)
     sweep = SweepDir(sweep.path.absolute())
     (launched,) = last_launched(sweep, [run_id])
     typed_in = require_recorded([launched])
     go_to(typed_in)
     folder = sweep.drills / f"{run_id}-{uuid.uuid4().hex[:6]}"
-    members = [
-        _member(launched, folder / name, steps, hold_at) for name, hold_at in ((WHOLE, ()), (INTERRUPTED, holds(steps)))
+    wanted = [
+        _shortened(launched, folder / name, steps, hold_at)
+        for name, hold_at in ((WHOLE, ()), (INTERRUPTED, holds(steps)))
     ]
+    members = [again.member for again in compose_again(wanted)]
+    if members[0].values["checkpoint"]["every_steps"] is None:
+        raise UserError(
+            "checkpoint.every_steps=null: this run saves nothing while it trains, so a kill costs it everything and "
+            "there is nothing to drill; launch it with checkpoint=default"
+        )
     # One for both, or an edit in between would be taken for an inexact resume.
     targets = [members[0].values["task"][key] for key in ("target", "schema")]
     snapshot = snapshot_of(SweepDir(folder), targets, typed_in, root=sweep.path.parent)
@@ -114,18 +121,13 @@ def make_copies(word: str, steps: int, cwd: Path) -> Copies:
     return Copies(whole, interrupted, folder, members[0].launcher, launched.slurm_conf)
 
 
-def _member(launched: Launched, folder: Path, steps: int, hold_at: tuple[int, ...]) -> Member:
-    """What was typed, shortened, composed with the configs of today."""
-    shortened = (*_WORDS, f"++drill.stop_after={steps}", f"++drill.hold_at=[{','.join(map(str, hold_at))}]")
-    words = (*launched.plan.overrides, *shortened)
-    plan = replace(launched.plan, overrides=words, root=str(folder.parent), name=folder.name)
-    (again,) = compose_again([Launched(SweepDir(folder), plan)])
-    if again.member.values["checkpoint"]["every_steps"] is None:
-        raise UserError(
-            "checkpoint.every_steps=null: this run saves nothing while it trains, so a kill costs it everything and "
-            "there is nothing to drill; launch it with checkpoint=default"
-        )
-    return again.member
+def _shortened(launched: Launched, folder: Path, steps: int, hold_at: tuple[int, ...]) -> Launched:
+    """The run as if it had been typed as a copy of its own."""
+    drill = (f"++drill.stop_after={steps}", f"++drill.hold_at=[{','.join(map(str, hold_at))}]")
+    words = (*launched.plan.overrides, *_WORDS, *drill)
+    return Launched(
+        SweepDir(folder), replace(launched.plan, overrides=words, root=str(folder.parent), name=folder.name)
+    )
 
 
 def _copy(folder: Path, member: Member, snapshot: Snapshot, typed_in: Path) -> Copy:
