@@ -22,6 +22,7 @@ See and manage runs; python -m launcher.run starts them.
   python -m launcher curves runs/demo          draw the curves of runs that have none, as packed ones
   python -m launcher clean runs/demo           what of it is not needed any more; --yes removes it
   python -m launcher sync runs/demo            give MLflow and W&B what they missed of it
+  python -m launcher drill 1537f0              interrupt a short copy of it: does it come back exactly, and how soon
   python -m launcher doctor                    does this cluster do what we rely on?
 
 RUN is a run's folder (runs/<sweep>/<run_id>), its id or the first letters of it, or a job's id like 12 or 12_3.
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("--wandb", action="store_true", help="run `wandb sync` too, not only say how")
     sync.set_defaults(command=_sync)
 
+    _add_drill(commands.add_parser("drill", help="interrupt a short copy of a run: does it come back, bit for bit"))
     _add_doctor(commands.add_parser("doctor", help="check Slurm's settings, the shared folder and a test job"))
     return parser
 
@@ -99,6 +101,15 @@ def _add_clean(clean: argparse.ArgumentParser) -> None:
     clean.add_argument("--yes", action="store_true", help="remove it; without this nothing is changed")
     clean.add_argument("--json", action="store_true", help="print JSON")
     clean.set_defaults(command=_clean)
+
+
+def _add_drill(drill: argparse.ArgumentParser) -> None:
+    drill.add_argument("run", metavar="RUN")
+    drill.add_argument("--steps", type=_positive, default=12, metavar="N", help="steps of the copies (12)")
+    drill.add_argument("--patience", type=_positive, default=600, metavar="S", help="wait so long in the queue (600)")
+    drill.add_argument("--keep", action="store_true", help="leave the folder of the copies")
+    drill.add_argument("--json", action="store_true", help="print JSON")
+    drill.set_defaults(command=_drill)
 
 
 def _add_doctor(doctor: argparse.ArgumentParser) -> None:
@@ -180,6 +191,15 @@ def _clean(args: argparse.Namespace) -> int:
 
     wish = Wish(keep=args.keep, traces=args.traces, really=args.yes)
     return clean(args.targets, Path.cwd(), os.environ, wish, as_json=args.json)
+
+
+def _drill(args: argparse.Namespace) -> int:
+    from launcher.drill.command import drill
+
+    return drill(
+        args.run, Path.cwd(), os.environ,
+        steps=args.steps, patience_s=args.patience, keep=args.keep, as_json=args.json,
+    )  # fmt: skip
 
 
 def _doctor(args: argparse.Namespace) -> int:

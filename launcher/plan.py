@@ -171,7 +171,7 @@ def _freeze(
         science=science,
         execution={
             "task": execution,
-            **dataclasses.asdict(settings),
+            **_recorded(settings),
             "hardware": dataclasses.asdict(hardware) | {"interface": sections.site.interface},
         },
         code=code,
@@ -181,6 +181,12 @@ def _freeze(
         cwd=str(facts.cwd),
         parent=parent,
     )
+
+
+def _recorded(settings: Settings) -> dict[str, Any]:
+    """The sections of ``settings``; that of a drill only where it is one."""
+    values = dataclasses.asdict(settings)
+    return values if settings.drill.stop_after is not None else {k: v for k, v in values.items() if k != "drill"}
 
 
 def _require_ranks(profiler: ProfilerSettings, size: int) -> None:

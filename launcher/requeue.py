@@ -48,6 +48,8 @@ from launcher.slurm_cli import Slurm, SlurmAway, SlurmError
 T = TypeVar("T")
 BY_THE_SHELL = 79
 """Exit code: the job should be requeued, and there is no scontrol here (Python runs in a container)."""
+NOT_HERE = "Slurm may not requeue it here"
+"""What the status of a run says whose job Slurm would not take back."""
 _EARLY_S = 90.0
 """Slurm warns of a time limit up to a minute early (sbatch(1), --signal), and saving takes its time."""
 _PAUSES_S = (5.0, 15.0, 60.0, 180.0)
@@ -159,7 +161,7 @@ class _OneRun:
 
     def refused(self, code: int, reason: str) -> None:
         said = "saved" if code == ExitCode.STOPPED_SAVED else reason
-        how = f"{said}; Slurm may not requeue it here: python -m launcher resume {self.rundir.path}"
+        how = f"{said}; {NOT_HERE}: python -m launcher resume {self.rundir.path}"
         self.rundir.say_state("PREEMPTED" if code in STOPPED else "FAILED", how)
 
 
@@ -209,13 +211,7 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         if slurm is not None:
             chain.let_go(slurm)
         return ExitCode.DONE
-    subject: _OneRun | _Worker
-    if args.packed:
-        subject = _Worker(plan, Queue(sweep.queue(args.plans.stem)), job, restarts)
-    else:
-        token, most = args.plans.stem, limits_of(plan).max_excluded
-        nodes = NodesOfJob(plan.rundir, sweep, token, job, restarts, most, env)
-        subject = _OneRun(plan, job, restarts, sweep.refusal(token, job, str(restarts)), nodes)
+    subject = _subject(args, plan, sweep, job, restarts, env)
 
     def cancelled() -> bool:
         return job in sweep.read_cancelled(args.submission)
@@ -258,6 +254,17 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         subject.refused(code, decision.reason)
         say_error(error)
     return ExitCode.USER_ERROR
+
+
+def _subject(
+    args: argparse.Namespace, plan: Plan, sweep: SweepDir, job: str, restarts: int, env: Mapping[str, str]
+) -> _OneRun | _Worker:
+    plans = args.plans.stem  # of a successor, those of the job that its chain began with
+    if args.packed:
+        return _Worker(plan, Queue(sweep.queue(plans)), job, restarts)
+    token, most = args.submission or plans, limits_of(plan).max_excluded
+    nodes = NodesOfJob(plan.rundir, sweep, token, job, restarts, most, env)
+    return _OneRun(plan, job, restarts, sweep.refusal(plans, job, str(restarts)), nodes)
 
 
 def _restarts(env: Mapping[str, str]) -> int:

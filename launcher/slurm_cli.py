@@ -14,19 +14,19 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher.runtime.errors import UserError
+from launcher.slurm_text import Forecast, QueuedJob, elements, forecast_in, settings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _AWAY = re.compile(
     r"Unable to contact slurm controller|Socket timed out|Connection refused|Zero Bytes were transmitted|"
-    r"slurm_load_\w+ error: Unable|Unable to establish controller|Transport endpoint",
+    r"slurm_load_\w+ error: Unable|Unable to establish controller|Transport endpoint|"
+    r"Unexpected message received",  # scontrol requeue, where nobody answers (22.05)
     re.IGNORECASE,
 )
 _LIMIT = re.compile(
@@ -38,10 +38,10 @@ _QUEUED_ALREADY = re.compile(r"Job is pending execution|already pending", re.IGN
 _FORBIDDEN = re.compile(r"operation is presently disabled|Access/permission denied", re.IGNORECASE)
 """What scontrol requeue says (slurm_errno.c): ESLURM_JOB_PENDING; ESLURM_DISABLED, ESLURM_ACCESS_DENIED."""
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|slurmdbd|accounting_storage", re.IGNORECASE)
-_ARRAY = re.compile(r"(?P<array>\d+)_\[(?P<ranges>\d+(?:-\d+(?::\d+)?)?(?:,\d+(?:-\d+(?::\d+)?)?)*)(?:%\d+)?\]")
-_TO_START = re.compile(r"Job \d+ to start at (\S+) using \d+ processors")
-_CALL_S = 60.0
-"""Longest time of one command."""
+_NO_OPTION = re.compile(r"unrecognized option|invalid option")
+_NO_FIELD = re.compile(r"Invalid field requested")
+"""What an older Slurm says to an option of squeue, or a field of sacct, that it has not."""
+_CALL_S = 60.0  # longest time of one command
 _PAUSES_S = (2.0, 5.0)
 """Waits between tries while slurmctld does not answer; each command waits for it by itself, 9 to 18 s."""
 
@@ -62,33 +62,6 @@ class RequeueForbidden(SlurmError):
     """This job may not be put back into the queue (``--no-requeue``, JobRequeue=0, not its owner)."""
 
 
-@dataclass(frozen=True)
-class QueuedJob:
-    """One line of squeue: a job, or an element of an array."""
-
-    job_id: str
-    """``12`` or ``12_3``."""
-    state: str
-    """PENDING, RUNNING, COMPLETED, … (squeue(1), JOB STATE CODES)."""
-    reason: str
-    start: str
-    """When it started or is expected to; ``N/A`` where Slurm does not know."""
-    elapsed: str
-    nodes: str
-    command: str
-    """The batch script."""
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What ``sbatch --test-only`` foretells of a job: an estimate, by the jobs that run and stand in line."""
-
-    start: datetime
-    """Local time."""
-    preempts: bool
-    """Whether other jobs would be ended for it."""
-
-
 def require_slurm(env: Mapping[str, str]) -> None:
     """See that Slurm's commands are here.
 
@@ -99,27 +72,10 @@ def require_slurm(env: Mapping[str, str]) -> None:
         raise _no_slurm("sbatch")
 
 
-def elements(job_id: str) -> list[str]:
-    """The jobs that one name of sacct stands for: ``12_[0-1,7%4]`` are 12_0, 12_1 and 12_7; others only themselves.
-
-    Elements of an array that were never started share one record.
-    """
-    found = _ARRAY.fullmatch(job_id)
-    if found is None:
-        return [job_id]
-    names = []
-    for part in found["ranges"].split(","):
-        first, _, rest = part.partition("-")
-        last, _, step = rest.partition(":")
-        indexes = range(int(first), int(last or first) + 1, int(step or 1))
-        names += [f"{found['array']}_{index}" for index in indexes]
-    return names
-
-
 def missing_commands(env: Mapping[str, str]) -> list[str]:
     """Those of Slurm's commands that are not on PATH and that we or our jobs cannot do without."""
-    names = ("sbatch", "squeue", "scontrol", "scancel", "srun")
-    return [name for name in names if shutil.which(name, path=env.get("PATH")) is None]
+    needed = ("sbatch", "squeue", "scontrol", "scancel", "srun")
+    return [name for name in needed if shutil.which(name, path=env.get("PATH")) is None]
 
 
 def _no_slurm(name: str) -> UserError:
@@ -141,11 +97,6 @@ def with_patience(call: Callable[[], T]) -> T:
     return call()
 
 
-def _settings(line: str) -> dict[str, str]:
-    """``A=1 B=2`` as a mapping."""
-    return {name: value for name, sign, value in (word.partition("=") for word in line.split()) if sign}
-
-
 class Slurm:
     """Slurm's commands with one environment, which says which cluster they reach."""
 
@@ -153,6 +104,8 @@ class Slurm:
         """``slurm_conf`` is used where ``env`` has no SLURM_CONF; who is not ``patient`` asks once only."""
         self._patient = patient
         self._known: dict[str, Any] = {}
+        self._mine = "--me"
+        """How squeue is asked for the jobs of this user; since Slurm 20.02."""
         self.slurm_conf = env.get("SLURM_CONF") or slurm_conf
         self._env = dict(env) | ({"SLURM_CONF": self.slurm_conf} if self.slurm_conf else {})
         # Inside a job these would stand for options that the new job was not given (sbatch(1), INPUT ENVIRONMENT).
@@ -201,7 +154,8 @@ class Slurm:
         Raises:
             SlurmAway, SlurmError: it would not take it.
         """
-        return self._call("sbatch", "--test-only", *options, str(script), stderr=True).strip().removeprefix("sbatch: ")
+        said = self._call("sbatch", "--test-only", *options, str(script), stderr=True)  # a site's own words come first
+        return "; ".join(line.removeprefix("sbatch: ") for line in said.strip().splitlines())
 
     def forecast(self, script: Path, options: Sequence[str] = ()) -> Forecast | None:
         """When ``script`` would start if it were submitted now with ``options``; None: Slurm does not say.
@@ -209,12 +163,7 @@ class Slurm:
         Raises:
             SlurmAway, SlurmError: as ``test``.
         """
-        said = self.test(script, options)
-        found = _TO_START.search(said)
-        try:
-            return Forecast(datetime.fromisoformat(found[1]), "Preempts:" in said) if found else None
-        except ValueError:
-            return None
+        return forecast_in(self.test(script, options))
 
     def config(self) -> dict[str, str]:
         """``scontrol show config``: Slurm's settings by name; asked once."""
@@ -230,7 +179,7 @@ class Slurm:
     def partitions(self) -> dict[str, dict[str, str]]:
         """``scontrol show partition``: settings of each partition by its name; asked once."""
         if "partitions" not in self._known:
-            found = (_settings(line) for line in self._call("scontrol", "show", "partition", "--oneliner").splitlines())
+            found = (settings(line) for line in self._call("scontrol", "show", "partition", "--oneliner").splitlines())
             self._known["partitions"] = {s["PartitionName"]: s for s in found if "PartitionName" in s}
         return dict(self._known["partitions"])
 
@@ -240,7 +189,7 @@ class Slurm:
         Raises:
             SlurmError: it has forgotten the job.
         """
-        return _settings(self._call("scontrol", "show", "job", "--oneliner", job_id).partition("\n")[0])
+        return settings(self._call("scontrol", "show", "job", "--oneliner", job_id).partition("\n")[0])
 
     def requeue(self, job_id: str) -> None:
         """Put a running job back into the queue: Slurm ends it, and starts it again under the same number.
@@ -308,7 +257,14 @@ class Slurm:
     def queue(self) -> dict[str, QueuedJob]:
         """Every job of this user that Slurm remembers, finished ones for some minutes too; elements of arrays apart."""
         fields = "%i|%T|%r|%S|%M|%N|%o"
-        answer = self._call("squeue", "--me", "--array", "--noheader", "--states=all", f"--format={fields}")
+        words = ("--array", "--noheader", "--states=all", f"--format={fields}")
+        try:
+            answer = self._call("squeue", self._mine, *words)
+        except SlurmError as error:
+            if self._mine != "--me" or not _NO_OPTION.search(str(error)):
+                raise
+            self._mine = f"--user={getpass.getuser()}"
+            answer = self._call("squeue", self._mine, *words)
         jobs = (QueuedJob(*line.split("|", 6)) for line in answer.splitlines() if line.count("|") >= 6)
         return {job.job_id: job for job in jobs}
 
@@ -340,8 +296,8 @@ class Slurm:
         try:
             words = ("--allocations", "--noheader", "--parsable2", "--starttime=now-30days")
             past = self._call("sacct", *words, "--format=JobIDRaw,SubmitLine")
-        except SlurmError as error:
-            if _NO_ACCOUNTING.search(str(error)):
+        except SlurmError as error:  # SubmitLine came with Slurm 21.08: before, a job that ran tells it by its mark
+            if _NO_ACCOUNTING.search(str(error)) or _NO_FIELD.search(str(error)):
                 return None
             raise
         lines = (line.partition("|") for line in past.splitlines())
@@ -351,6 +307,10 @@ class Slurm:
         """Send the steps of ``job_ids`` the signal that a preemption begins with; the jobs themselves go on."""
         if job_ids:
             self._call("scancel", "--quiet", "--signal=USR2", *job_ids)
+
+    def kill_step(self, job_id: str, step: int) -> None:
+        """SIGKILL to every task of a step; its job goes on. Named without a step, the job itself would be cancelled."""
+        self._call("scancel", "--quiet", "--signal=KILL", f"{job_id}.{step}")
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         """``scancel`` all of ``job_ids`` in one call; those that ended already do not matter."""

@@ -119,6 +119,7 @@ def test_no_import_cycles():
         "launcher.run",
         "launcher.__main__",
         "launcher.plan",
+        "launcher.drill.command",
         "launcher.runtime.worker",
         "launcher.runtime.job",
         "vlm.config",
@@ -197,6 +198,34 @@ def _code_strings(file: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents:
             yield node.value
+
+
+SLURMS = ("sbatch", "squeue", "sacct", "sacctmgr", "scontrol", "scancel", "sinfo", "srun", "salloc", "sstat", "sprio")
+BATCH_SCRIPTS = ("launcher.submission.batch", "launcher.doctor.trial")
+"""They write the text of a batch script, which calls srun and, without a scontrol where Python runs, scontrol."""
+
+
+def _commands(tree: ast.AST) -> Iterator[str]:
+    """First words of what may be a command to run: of lists and tuples of words, and of what a call is given first."""
+    for node in ast.walk(tree):
+        first = node.elts if isinstance(node, ast.List | ast.Tuple) else node.args if isinstance(node, ast.Call) else []
+        if first and isinstance(first[0], ast.Constant) and isinstance(first[0].value, str):
+            is_lookup = isinstance(node, ast.Call) and ast.unparse(node.func) == "shutil.which"
+            yield "" if is_lookup or not first[0].value.split() else first[0].value.split()[0].rpartition("/")[2]
+
+
+def test_only_slurm_cli_calls_slurms_commands():
+    for module, file in MODULES.items():
+        if module.startswith("launcher") and module not in ("launcher.slurm_cli", *BATCH_SCRIPTS):
+            found = set(_commands(ast.parse(file.read_text()))) & set(SLURMS)
+            assert not found, f"{module} calls {found}: Slurm's commands are called in launcher/slurm_cli.py"
+
+
+@pytest.mark.parametrize(
+    "code", ["run(['squeue', '-h'])", "os.system('sbatch x.sh')", "words = ('/usr/bin/scancel', job)", "f('srun')"]
+)
+def test_a_command_of_slurms_is_found_however_it_is_called(code: str):
+    assert set(_commands(ast.parse(code))) & set(SLURMS)
 
 
 READMES = sorted(p for p in REPOSITORY.glob("*.md")) + sorted(

@@ -25,7 +25,8 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.plan import Plan
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sweepdir import Submission, SweepDir
-from launcher.slurm_cli import Forecast, Slurm, SlurmAway
+from launcher.slurm_cli import Slurm, SlurmAway
+from launcher.slurm_text import Forecast
 
 _WAITING = ("PENDING", "REQUEUE_HOLD", "SPECIAL_EXIT")
 """Slurm's states of a job that waits."""

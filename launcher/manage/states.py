@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from launcher.manage.own_files import OwnFiles, own_files
 from launcher.runtime.bad_nodes import Exclusion, exclusions
 from launcher.runtime.sweepdir import SweepDir
-from launcher.slurm_cli import QueuedJob, Slurm
+from launcher.slurm_cli import Slurm
+from launcher.slurm_text import QueuedJob
 
 ACTIVE = ("SUBMITTED", "RUNNING", "REQUEUED", "STALLED")
 """States of a run that a job or a process is there for, or seems to be."""

@@ -11,9 +11,10 @@ from launcher.manage.states import RunState, SlurmsWord, ask, row
 from launcher.manage.targets import Target
 from launcher.runtime.errors import UserError
 from launcher.runtime.sweepdir import Submission, SweepDir
-from launcher.slurm_cli import QueuedJob, Slurm
+from launcher.slurm_cli import Slurm
+from launcher.slurm_text import QueuedJob
 
-_OVER = (
+OVER = (
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED",
 )  # fmt: skip
 """Slurm's states of a job that does not run again (squeue(1), JOB STATE CODES)."""
@@ -81,7 +82,7 @@ def open_workers(sweep: SweepDir, env: Mapping[str, str]) -> list[tuple[Submissi
 
 
 def _lives(job: QueuedJob | None, submission: Submission) -> bool:
-    return job is not None and job.state not in _OVER and Path(job.command).stem == submission.token
+    return job is not None and job.state not in OVER and Path(job.command).stem == submission.token
 
 
 def cluster_of(slurm_conf: str | None, env: Mapping[str, str]) -> str | None:

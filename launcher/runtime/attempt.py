@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from launcher.runtime.console import Meter
@@ -16,6 +16,7 @@ from launcher.runtime.failures import Hung, PeerLost, record_failure, told
 from launcher.runtime.files import write_json
 from launcher.runtime.hang_report import dump_flight_record, dump_stacks, end_now
 from launcher.runtime.lease import CHECK_S, Lease, Superseded
+from launcher.runtime.outcome import Outcome, finish
 from launcher.runtime.plan import Plan
 from launcher.runtime.redaction import redacted, scrubbed
 from launcher.runtime.rendezvous import Meeting
@@ -37,16 +38,6 @@ Task = Callable[["Session"], "Mapping[str, Any] | None"]
 """Called with the session; returns what the summary says beyond the session's own numbers."""
 _LAST_SAVE_S = 120.0
 """How long a task that broke down waits for the save that is under way: what it saves is from before."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended."""
-
-    state: str
-    """COMPLETED, PREEMPTED where it was asked to stop, or CANCELLED where it was asked to end for good."""
-    code: ExitCode
-    summary: dict[str, Any]
 
 
 def run_attempt(
@@ -133,7 +124,7 @@ class _Attempt:
             if self._world.is_main:
                 session.write_status("RUNNING")
             extra = self._train(task, session)
-            self.outcome = _finish(self._plan, session, self._stop, extra, time.monotonic() - started)
+            self.outcome = finish(self._plan, session, self._stop, extra, time.monotonic() - started)
         self._reason, self._code = self.outcome.state, self.outcome.code
         return self.outcome
 
@@ -191,7 +182,12 @@ class _Attempt:
         own = restored.path if restored and not restored.inherited else None
         values, science = redacted(plan.config_values()), redacted(plan.science)
         listeners = [] if self._listener is None else [self._listener]
-        return Session(
+        kind: Callable[..., Session] = Session
+        if settings.drill.stop_after is not None:
+            from launcher.runtime.drill import DrillSession
+
+            kind = partial(DrillSession, drill=settings.drill, attempt=self._number)
+        return kind(
             plan.config(),
             world,
             self._rundir,
@@ -313,48 +309,3 @@ class _Attempt:
             time=datetime.now(UTC).isoformat(timespec="milliseconds"),
             **values,
         )
-
-
-def _finish(plan: Plan, session: Session, stop: StopFlag, extra: Mapping[str, Any], wall_s: float) -> Outcome:
-    """Keep the weights, write the summary, close the trackers: the run is COMPLETED, or PREEMPTED and resumable."""
-    if session.stopping:
-        saved = session.settle()
-        problem = session.save_problem
-        if session.over:
-            if session.world.is_main:
-                session.write_status("CANCELLED", stop.reason or "ended by another rank")
-                session.close_trackers({})
-            return Outcome("CANCELLED", ExitCode.DONE, {})
-        if session.world.is_main:
-            said = f"step {session.step} is not saved: {problem}" if problem else "stopped on request"
-            session.write_status("PREEMPTED", said)
-            session.close_trackers({})
-        return Outcome("PREEMPTED", ExitCode.STOPPED_SAVED if saved else ExitCode.STOPPED_NOT_SAVED, {})
-    at_end = plan.settings().checkpoint.at_end or "state"
-    weights = session.finish(at_end)
-    memory = session.board.final()
-    if plan.settings().profiler.kind == "steps":
-        from launcher.runtime.trace.telling import tell
-
-        tell(session)
-    last = session.last
-    summary = {
-        "status": "COMPLETED",
-        "step": session.step,
-        "train_loss": last.get("train/loss"),
-        "val_loss": last.get("val/loss"),
-        "best_val_loss": session.best_metric,
-        "samples_per_s": last.get("train/samples_per_s"),
-        "tokens_per_s": last.get("train/tokens_per_s"),
-        "mfu": last.get("train/mfu"),
-        **memory,
-        "weights_sha256": weights,
-        "wall_s": round(wall_s, 3),
-        **extra,
-    }
-    if session.world.is_main:
-        session.close_trackers(summary)
-        write_json(session.rundir.summary, summary, settled=False)  # the status is written next
-        session.write_status("COMPLETED")
-        session.tidy(at_end)  # last: a run without states that is not yet COMPLETED would start over
-    return Outcome("COMPLETED", ExitCode.DONE, summary)

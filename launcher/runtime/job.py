@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from launcher.runtime.address import Machine, interface_to
-from launcher.runtime.attempt import Outcome, run_attempt
+from launcher.runtime.attempt import run_attempt
 from launcher.runtime.bad_nodes import exclusions
 from launcher.runtime.command.supervise import run_program
 from launcher.runtime.console import Meter, logging_to
@@ -21,6 +21,7 @@ from launcher.runtime.files import write_atomic, write_json
 from launcher.runtime.hang_report import flight_recorder_env
 from launcher.runtime.lease import Lease, next_attempt, take
 from launcher.runtime.opening import opening_line, show_config, whole_config
+from launcher.runtime.outcome import Outcome
 from launcher.runtime.plan import Plan
 from launcher.runtime.progress import starts, without_progress
 from launcher.runtime.redaction import scrubbed

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Event = Mapping[str, Any]
+FIRST_STEP, HELD = "first_step", "held"
+"""Events of a drill (``launcher.runtime.drill``): an attempt's first step is done; it waits to be interrupted."""
 
 
 def starts(events: Iterable[Event], job_id: str) -> int:

@@ -78,19 +78,17 @@ class Session:
         self.step = restored.manifest.step if restored else 0
         """Last optimizer step that was saved, restored or logged."""
         self.stopping, self.over = False, False  # the loop is to end; the run is, and does not go on
+        self.complete = False  # the loop is to end, and nothing is left to do (``launcher.runtime.drill``)
         self.last: dict[str, float] = {}
         """Newest value of every number logged."""
         self.best_metric: float | None = None
         self._settings, self._throughput = settings.checkpoint, settings.throughput
         self._restored = restored
-        self._saver = saver
-        self._stop = stop
+        self._saver, self._stop, self._beat = saver, stop, beat
         self._agreement: Agreement | None = None
-        self._meter = meter
-        self._open_trackers = open_trackers
+        self._meter, self._open_trackers = meter, open_trackers
         self._trackers: list[Tracker] | None = None
         self.board = RankBoard(world.rank, hosts, world.device)
-        self._beat = beat
         self.profiler = profiler
         """Told each step that is done."""
         self._begun_at = self.step

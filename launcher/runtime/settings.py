@@ -151,6 +151,19 @@ class ThroughputSettings(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrillSettings(Section):
+    """A short copy of a run that is interrupted on purpose: ``python -m launcher drill`` says all of this."""
+
+    stop_after: Positive | None = None
+    """The run is COMPLETED after this step, whatever its task's config says; its schedules are those of the whole run.
+    null: it is no drill."""
+    hold_at: list[Positive] = field(default_factory=list)
+    """Wait after each of these steps, once, until the run is asked to stop or killed."""
+    hold_s: Annotated[float, Field(gt=0)] = 300.0
+    """Longest such wait, seconds; then the run goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a session needs to know besides its task's config."""
 
@@ -161,3 +174,4 @@ class Settings:
     preflight: PreflightSettings = PreflightSettings()
     profiler: ProfilerSettings = ProfilerSettings()
     throughput: ThroughputSettings = ThroughputSettings()
+    drill: DrillSettings = DrillSettings()

@@ -148,6 +148,11 @@ class SweepDir:
         """Runs that were moved aside to be made anew, ``<run_id>.<n>`` each."""
         return self.path / "replaced"
 
+    @property
+    def drills(self) -> Path:
+        """Short copies of its runs that were interrupted on purpose, a folder for each drill."""
+        return self.path / "drills"
+
     def move_aside(self, runs: Iterable[str]) -> None:
         """Move each run's whole folder to ``replaced``, so that the run can begin from the start; nothing is lost.
 

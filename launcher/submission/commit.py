@@ -19,11 +19,12 @@ from launcher.runtime.plan import Plan
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway
 from launcher.submission.goal import Goal, only
+from launcher.submission.jobs import Job, Receipt, told_apart
 from launcher.submission.keep_off import keep_off
 from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Decision, Rule, decisions, nothing_to_do, require_none_failed, tell
 from launcher.submission.snapshot import Snapshot
-from launcher.submission.submit import Job, Receipt, claim_folders, require_accepted, settle, submit, told_apart
+from launcher.submission.submit import claim_folders, require_accepted, settle, submit
 from launcher.submission.successors import REQUEUE, Continuation
 
 _SHOWN = 20

@@ -17,11 +17,11 @@ from launcher.schema import LaunchConfig
 from launcher.slurm_cli import Slurm, require_slurm
 from launcher.submission.commit import Wanted, run_here, to_slurm
 from launcher.submission.goal import Goal, require_same_sweep, say_merged
+from launcher.submission.jobs import Job
 from launcher.submission.packing import Packing, without_extras
 from launcher.submission.reconcile import Rule
 from launcher.submission.runnable import require_runnable
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
-from launcher.submission.submit import Job
 from launcher.submission.successors import Continuation, require_no_chain
 from launcher.submission.variables import say_hints
 
@@ -60,13 +60,13 @@ def dispatch(
     if goal is not None and (doubt := goal.doubt()):
         print(doubt, file=sys.stderr)
     require_same_sweep(sweep, goal, [member.values["task"]["target"] for member in members])
-    snapshot = snapshot_of(sweep, _names(members), cwd)
+    snapshot = snapshot_of(sweep, names_of(members), cwd)
     packing = Packing.of(launch)
     jobs = [_job(member, sweep, snapshot, cwd, here, packing) for member in members]
     unique = _unique(jobs)
     _say_first(unique, packing, here)
     env = snapshot.without_live_code(env)
-    slurm = None if here else Slurm(env, _slurm_conf(unique[0], cwd))
+    slurm = None if here else Slurm(env, slurm_conf_of(unique[0], cwd))
     logs = _logs(sweep, members[0], cwd)
     wanted = Wanted(sweep, unique, snapshot, logs, cwd, rule or Rule.of(launch.retry), packing, goal, continuation)
     require_runnable(wanted, env)
@@ -87,7 +87,7 @@ def dispatch(
     return [receipts[job.plan.run_id].job_id for job in jobs]
 
 
-def _names(members: Sequence[Member]) -> list[str]:
+def names_of(members: Sequence[Member]) -> list[str]:
     """What jobs import from the copy of the code."""
     named = (member.values["task"].get(key) for member in members for key in ("target", "schema"))
     return sorted({name for name in named if name})
@@ -119,13 +119,16 @@ def _say_first(jobs: Sequence[Job], packing: Packing | None, here: bool) -> None
         print(f"launch.pack: {alone} runs have several ranks and jobs of their own", file=sys.stderr)
 
 
-def snapshot_of(sweep: SweepDir, names: Sequence[str], cwd: Path) -> Snapshot:
+def snapshot_of(sweep: SweepDir, names: Sequence[str], cwd: Path, root: Path | None = None) -> Snapshot:
     """Today's code for jobs of ``sweep`` that resolve ``names`` (``package.module:attribute``).
+
+    Args:
+        root: the folder of all runs; None: that in which the sweep stands.
 
     Raises:
         UserError: as ``take_snapshot``.
     """
-    return take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(names)], leave_out=sweep.path.parent)
+    return take_snapshot(sweep.code, cwd, [_PACKAGE, *top_level(names)], leave_out=root or sweep.path.parent)
 
 
 def _values(jobs: Sequence[Job], metrics: Mapping[str, Any], goal: Goal | None) -> list[Any]:
@@ -171,7 +174,7 @@ def _job(member: Member, sweep: SweepDir, snapshot: Snapshot, cwd: Path, here: b
     return Job(plan, resources, member.overrides)
 
 
-def _slurm_conf(job: Job, cwd: Path) -> str | None:
+def slurm_conf_of(job: Job, cwd: Path) -> str | None:
     """The site's ``SLURM_CONF``; one that is not there is that of a cluster that was never started."""
     said = job.resources.site.slurm_conf
     if said is None:

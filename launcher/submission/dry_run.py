@@ -11,12 +11,13 @@ from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit
 from launcher.submission.batch import Batch, script_text
 from launcher.submission.disk import show_disk
+from launcher.submission.jobs import Job, by_shape, told_apart
 from launcher.submission.keep_off import keep_off
 from launcher.submission.local_queue import default_parallel
 from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Rule, decisions, tell
 from launcher.submission.snapshot import Snapshot
-from launcher.submission.submit import Job, by_shape, largest_array, test_script, told_apart
+from launcher.submission.submit import largest_array, test_script
 from launcher.submission.successors import REQUEUE, Continuation, hint
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from launcher.runtime.policy import limits_of
 from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError
+from launcher.submission.jobs import Job
 from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Decision
 from launcher.submission.snapshot import Snapshot
-from launcher.submission.submit import Job, require_accepted
+from launcher.submission.submit import require_accepted
 
 
 def keep_off(

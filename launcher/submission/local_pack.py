@@ -12,11 +12,11 @@ from launcher.runtime.policy import NEVER, STOPPED
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir, write_plans
 from launcher.submission.batch import PACK_WORKER
+from launcher.submission.jobs import Job, told_apart
 from launcher.submission.local_process import say
 from launcher.submission.local_workers import LocalWorkers, Shift
 from launcher.submission.packing import Packing
 from launcher.submission.snapshot import Snapshot
-from launcher.submission.submit import Job, told_apart
 
 
 class PackedQueue:

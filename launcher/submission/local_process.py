@@ -13,8 +13,8 @@ from pathlib import Path
 from launcher.runtime.errors import UserError
 from launcher.runtime.place import LOCAL_RESTARTS
 from launcher.runtime.world import tunables
+from launcher.submission.jobs import Job
 from launcher.submission.snapshot import Snapshot
-from launcher.submission.submit import Job
 from launcher.submission.variables import variables_here
 
 

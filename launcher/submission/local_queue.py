@@ -23,11 +23,11 @@ from launcher.runtime.policy import close_status, settle
 from launcher.runtime.signals import StopFlag
 from launcher.runtime.sweepdir import SweepDir, write_plans
 from launcher.submission.batch import WORKER
+from launcher.submission.jobs import Job, by_shape, told_apart
 from launcher.submission.local_pack import PackedQueue
 from launcher.submission.local_process import cores, process_env, say, start_process
 from launcher.submission.packing import Packing
 from launcher.submission.snapshot import Snapshot
-from launcher.submission.submit import Job, by_shape, told_apart
 
 _LINGER_S = 10.0
 """Seconds that ranks have to end by themselves after one of them has ended without being done."""

@@ -18,9 +18,9 @@ from launcher.runtime.pack.queue import Queue
 from launcher.runtime.pack.trying import judge_worker
 from launcher.runtime.policy import BROKE_DOWN, NEVER, OUT_OF_TIME, STOPPED, killed_or_code, limits_of
 from launcher.runtime.signals import StopFlag
+from launcher.submission.jobs import Job
 from launcher.submission.local_process import cores, process_env, say, start_process
 from launcher.submission.snapshot import Snapshot
-from launcher.submission.submit import Job
 
 _GRACE_S = 120.0
 """Seconds that runs have to save after their worker's time was over, as in ``local_queue``."""

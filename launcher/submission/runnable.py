@@ -17,8 +17,8 @@ from launcher.runtime.errors import UserError
 from launcher.runtime.importable import resolve_task
 from launcher.runtime.plan import Plan
 from launcher.submission.commit import Wanted
+from launcher.submission.jobs import Job
 from launcher.submission.snapshot import Snapshot
-from launcher.submission.submit import Job
 
 _MODULE = "launcher.runtime.importable"
 _PATIENCE_S = 300.0

@@ -17,41 +17,15 @@ from launcher.manage.states import run_states
 from launcher.runtime.errors import UserError
 from launcher.runtime.files import write_json
 from launcher.runtime.pack.queue import Queue, entry_name
-from launcher.runtime.plan import Plan
 from launcher.runtime.sweepdir import Submission, SweepDir, write_plans
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit, with_patience
 from launcher.submission.batch import Batch, script_text
+from launcher.submission.jobs import Job, Receipt, by_shape
 from launcher.submission.packing import Packing
 from launcher.submission.reconcile import require_same_science
-from launcher.submission.resources import Resources
 from launcher.submission.snapshot import Snapshot
 from launcher.submission.successors import REQUEUE, Continuation, follow, hint
 from launcher.submission.variables import export_option
-
-_LAUNCHING = ("launch.", "hydra.", "hydra/", "+hydra.", "checkpoint.at_end=")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run that is to be submitted."""
-
-    plan: Plan
-    resources: Resources
-    overrides: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What became of the request for one run."""
-
-    run_id: str
-    state: str
-    """SUBMITTED; PLANNED where Slurm took no more; or what the run was already."""
-    job_id: str | None
-    new: bool
-    """Whether this command submitted it."""
-    reason: str = ""
-    """Slurm's words, where it took no more."""
 
 
 def submit(
@@ -152,15 +126,6 @@ def test_script(slurm: Slurm, text: str) -> str:
         return slurm.test(Path(script.name))
 
 
-def told_apart(jobs: Sequence[Job]) -> dict[str, str]:
-    """For each run the overrides that not all of ``jobs`` have; those about launching are left out."""
-    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    return {
-        job.plan.run_id: " ".join(o for o in job.overrides if o not in shared and not o.startswith(_LAUNCHING))
-        for job in jobs
-    }
-
-
 def settle(sweep: SweepDir, slurm: Slurm) -> None:
     """Find out what became of submissions that were cut off: adopt those that Slurm has, withdraw the others.
 
@@ -199,14 +164,6 @@ def _started_as(sweep: SweepDir, token: str) -> str | None:
 def _withdraw(sweep: SweepDir, token: str, reason: str) -> None:
     sweep.withdrawal(token).touch()  # first: should Slurm have it after all, its jobs end at once
     sweep.add_event("withdrawn", token, reason=reason)
-
-
-def by_shape(jobs: Sequence[Job]) -> list[list[Job]]:
-    """``jobs`` in groups that can share an array."""
-    shapes: dict[str, list[Job]] = {}
-    for job in jobs:
-        shapes.setdefault(job.resources.key, []).append(job)
-    return list(shapes.values())
 
 
 def largest_array(slurm: Slurm) -> int:

@@ -24,9 +24,9 @@ from launcher.runtime.sweepdir import SweepDir, write_plans
 from launcher.schema import LaunchConfig
 from launcher.submission.disk import show_disk
 from launcher.submission.goal import Goal
+from launcher.submission.jobs import Job
 from launcher.submission.packing import without_extras
 from launcher.submission.snapshot import Snapshot, take_snapshot, top_level
-from launcher.submission.submit import Job
 from launcher.sweep_files import find_sweep, sweep_folders
 from sweeps.study.compose import compose_study, read_study, require_fitting
 from sweeps.study.definition import Definition, Limits, StudySettings

@@ -7,9 +7,9 @@ from typing import Any
 
 from launcher.runtime.plan import Plan
 from launcher.schema import HardwareConfig, SiteConfig
+from launcher.submission.jobs import Job
 from launcher.submission.resources import resources_of
 from launcher.submission.snapshot import Snapshot, _content_id
-from launcher.submission.submit import Job
 
 HARDWARE: dict[str, Any] = {
     "device": "cpu", "nodes": 1, "tasks_per_node": 1, "gpus_per_node": None, "cpus_per_task": None, "mem_gb": None,

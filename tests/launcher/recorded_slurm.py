@@ -40,6 +40,14 @@ class RecordedSlurm:
         """From now on ``command`` runs this shell script first: what happens while it is asked."""
         (self._folder / f"{command}.does").write_text(script)
 
+    def refuses(self, command: str, option: str, err: str, out: str) -> None:
+        """From now on ``command`` prints ``err`` and fails where it is given ``option``, and else prints ``out``."""
+        self.says(command, out)
+        (self._folder / f"{command}.refused").write_text(err)
+        refuse = f'cat "$here/{command}.refused" >&2; exit 1'
+        script = _SCRIPT.replace('sh "$here', f'case " $* " in *" {option} "*) {refuse} ;; esac\nsh "$here', 1)
+        (self._folder / "bin" / command).write_text(script)
+
     def queue(
         self, *jobs: tuple[str, str], reason: str = "None", start: str = "N/A", nodes: str = "", script: str = ""
     ) -> None:

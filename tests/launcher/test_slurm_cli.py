@@ -8,7 +8,8 @@ import pytest
 
 from launcher import slurm_cli
 from launcher.runtime.errors import UserError
-from launcher.slurm_cli import Forecast, Slurm, SlurmAway, SlurmError, SubmitLimit, elements, missing_commands
+from launcher.slurm_cli import Slurm, SlurmAway, SlurmError, SubmitLimit, missing_commands
+from launcher.slurm_text import Forecast, elements
 from tests.launcher.recorded_slurm import AWAY, NO_ACCOUNTING, RecordedSlurm
 
 

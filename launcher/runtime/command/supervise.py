@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from launcher.runtime.attempt import Outcome, run_attempt
+from launcher.runtime.attempt import run_attempt
 from launcher.runtime.command.peers import Peers
 from launcher.runtime.command.program import Program
 from launcher.runtime.command.told import Told
@@ -25,6 +25,7 @@ from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.failures import PeerLost, record_failure
 from launcher.runtime.files import write_json
 from launcher.runtime.lease import Lease
+from launcher.runtime.outcome import Outcome
 from launcher.runtime.plan import Plan
 from launcher.runtime.rendezvous import Meeting
 from launcher.runtime.signals import StopFlag

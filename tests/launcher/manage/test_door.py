@@ -10,7 +10,7 @@ from launcher.__main__ import main
 from launcher.manage.cancel import compact
 from launcher.manage.targets import Target, below, named, one_run
 from launcher.runtime.errors import ExitCode, UserError
-from launcher.slurm_cli import elements
+from launcher.slurm_text import elements
 from tests.launcher.made_sweep import MadeSweep
 from tests.launcher.recorded_slurm import AWAY, RecordedSlurm
 

@@ -16,9 +16,10 @@ from launcher.runtime.errors import ExitCode, RunsNotDone, UserError
 from launcher.runtime.sweepdir import SweepDir
 from launcher.submission import local_queue
 from launcher.submission.commit import Wanted, run_here
+from launcher.submission.jobs import Job
 from launcher.submission.local_queue import run_all
 from launcher.submission.reconcile import Rule
-from launcher.submission.submit import Job, claim_folders
+from launcher.submission.submit import claim_folders
 from tests.conftest import REPOSITORY
 from tests.launcher.jobs import job, no_code
 from tests.launcher.runtime.ranks import toy_plan

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from launcher.manage.states import ACTIVE, GONE, RunState
 from launcher.runtime.errors import ExitCode, RunsNotDone, UserError
 from launcher.runtime.sweepdir import SweepDir
+from launcher.submission.jobs import Job
 from launcher.submission.reconcile import (
     Action,
     Decision,
@@ -22,7 +23,7 @@ from launcher.submission.reconcile import (
     nothing_to_do,
     require_none_failed,
 )
-from launcher.submission.submit import Job, claim_folders
+from launcher.submission.submit import claim_folders
 from tests.launcher.jobs import job
 
 STATES = (

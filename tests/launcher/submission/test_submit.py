@@ -18,8 +18,9 @@ from launcher.runtime.sweepdir import SweepDir
 from launcher.slurm_cli import Slurm, SlurmAway, SlurmError
 from launcher.submission import commit
 from launcher.submission.commit import Wanted, to_slurm
+from launcher.submission.jobs import Job, Receipt
 from launcher.submission.reconcile import Rule
-from launcher.submission.submit import Job, Receipt, claim_folders, settle
+from launcher.submission.submit import claim_folders, settle
 from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.jobs import job, no_code
 

@@ -22,9 +22,10 @@ from launcher.slurm_cli import Slurm, SlurmError
 from launcher.submission.batch import script_text
 from launcher.submission.commit import Wanted, to_slurm
 from launcher.submission.dry_run import show
+from launcher.submission.jobs import Job, Receipt
 from launcher.submission.packing import Packing
 from launcher.submission.reconcile import Rule
-from launcher.submission.submit import Job, Receipt, settle
+from launcher.submission.submit import settle
 from launcher.submission.successors import REQUEUE, Continuation, forbidden, hint, require_no_chain
 from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.jobs import job, no_code
