@@ -30,7 +30,8 @@ from launcher.sweep_files import named_sweeps, sweep_folders
 if TYPE_CHECKING:  # imported where they are used: --help and tab completion are as quick as Hydra
     from launcher.members import Member
     from launcher.runtime.job import Outcome
-    from launcher.submission.reconcile import Rule
+    from launcher.runtime.plan import Plan
+    from launcher.submission.reconcile import Decision, Rule
 
 
 def main() -> int:
@@ -137,8 +138,7 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     from launcher.final_numbers import say_outcome
     from launcher.naming import default_name
     from launcher.plan import make_plan, read_sections
-    from launcher.runtime.job import Outcome, run_job
-    from launcher.submission.disk import show_disk
+    from launcher.runtime.job import run_job
     from launcher.submission.in_process import decide_here, require_no_jobs
     from launcher.submission.runnable import require_here
     from launcher.submission.variables import given, say_hints, variables_here
@@ -149,6 +149,27 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
     name = default_name(member.choices)
     plan = make_plan(member.values, default_name=name, cwd=Path.cwd(), overrides=member.words, parent=member.parent)
     decision = decide_here(plan, rule)
+    if (outcome := _left_alone(member, plan, decision)) is not None:
+        return outcome
+    if decision.action == "anew":
+        sweep = SweepDir(plan.rundir.path.parent)
+        with sweep.locked():
+            sweep.move_aside([plan.run_id])
+        print(f"made by other code: moved to {sweep.replaced}, made anew from the start", file=sys.stderr)
+    say_hints(site, here=True)
+    with given(os.environ, variables_here(site, os.environ)):
+        learn(os.environ)
+        require_here(plan, os.environ)
+        outcome = run_job(plan, os.environ, stop)
+    say_outcome(plan.rundir, outcome)
+    return outcome
+
+
+def _left_alone(member: Member, plan: Plan, decision: Decision) -> Outcome | None:
+    """Say what is not run, and why; None: it is run."""
+    from launcher.runtime.job import Outcome
+    from launcher.submission.disk import show_disk
+
     if member.values["launch"]["dry_run"]:
         would = "train" if decision.action == "start" else decision.action
         print(f"would {would} here: {plan.rundir.path}  {' '.join(member.overrides)}".rstrip())
@@ -164,18 +185,7 @@ def train(member: Member, stop: StopFlag, rule: Rule) -> Outcome:
         )
         print(words, file=sys.stderr)
         return Outcome("FAILED", ExitCode.USER_ERROR, plan.rundir.read(plan.rundir.summary) or {})
-    if decision.action == "anew":
-        sweep = SweepDir(plan.rundir.path.parent)
-        with sweep.locked():
-            sweep.move_aside([plan.run_id])
-        print(f"made by other code: moved to {sweep.replaced}, made anew from the start", file=sys.stderr)
-    say_hints(site, here=True)
-    with given(os.environ, variables_here(site, os.environ)):
-        learn(os.environ)
-        require_here(plan, os.environ)
-        outcome = run_job(plan, os.environ, stop)
-    say_outcome(plan.rundir, outcome)
-    return outcome
+    return None
 
 
 @contextmanager

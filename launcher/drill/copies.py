@@ -110,9 +110,7 @@ def make_copies(word: str, steps: int, cwd: Path) -> Copies:
     ]
     members = [again.member for again in compose_again(wanted)]
     if members[0].values["task"].get("argv") is not None:
-        raise UserError(
-            "task.argv: a program keeps its weights to itself, so a drill could not hold them against others"
-        )
+        raise UserError("task.argv: a program keeps its weights to itself, a drill could not compare them")
     if members[0].values["checkpoint"]["every_steps"] is None:
         raise UserError(
             "checkpoint.every_steps=null: this run saves nothing while it trains, so a kill costs it everything and "

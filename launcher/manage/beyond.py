@@ -27,7 +27,6 @@ from launcher.runtime.errors import ExitCode, UserError
 from launcher.runtime.identity import run_id as id_of
 from launcher.runtime.plan import Parent, Plan
 from launcher.runtime.rundir import RunDir
-from launcher.runtime.sections import hashed
 from launcher.runtime.sweepdir import SweepDir
 
 
@@ -78,6 +77,8 @@ def _asked(run: Again) -> Any:
 
 
 def _require_same_task(old: Plan, new: Plan) -> None:
+    if new.argv is not None and new.run_id != old.run_id:
+        raise UserError("task.argv: a program keeps its state to itself, so that no other run can begin from it")
     for name in ("target", "schema"):
         if (before := getattr(old, name)) != (after := getattr(new, name)):
             raise UserError(
@@ -90,7 +91,7 @@ def _go_on_as_child(run: Again, plan: Plan, folder: Path, env: MutableMapping[st
     """``plan`` is what ``run`` would be if it were no child of the run that it was recorded as."""
     old, config = run.old.plan, plan.config()
     parent_dir = run.old.sweep.run(old.run_id)
-    child = RunDir(Path(plan.root) / plan.name / id_of(hashed(config), old.run_id))
+    child = RunDir(Path(plan.root) / plan.name / id_of(plan.identity(), old.run_id))
     sweep = SweepDir(child.path.parent)
     is_known = child.path.name in Target(sweep).run_ids
     if is_known and not again.over([Target(sweep, (child.path.name,))], env):

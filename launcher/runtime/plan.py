@@ -123,9 +123,9 @@ class Plan:
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Plan:
         """Read what ``to_json`` made."""
-        parent = values.get("parent")
-        plan = Plan(**{**values, "parent": parent and Parent(**parent)})
-        return replace(plan, overrides=tuple(plan.overrides))
+        plan = Plan(**values)
+        parent: Any = plan.parent
+        return replace(plan, overrides=tuple(plan.overrides), parent=parent and Parent(**parent))
 
     @staticmethod
     def read(rundir: RunDir) -> Plan:

@@ -178,7 +178,8 @@ def test_how_often_a_time_out_is_followed_by_a_requeue_is_in_the_plan(repo, slur
     dispatch(compose([*SLURM, *word]), slurm.env, repo)
     (file,) = repo.glob("runs/*/submissions/*.jsonl")
     limits = json.loads(file.read_text())["execution"]["requeue"]
-    assert limits == {"max_attempts": 1000, "max_without_progress": 5, "max_timeouts": times}
+    others = {"max_attempts": 1000, "max_without_progress": 5, "max_excluded": 2}
+    assert limits == {**others, "max_timeouts": times}
 
 
 def test_what_the_limit_keeps_out_stays_planned(repo, slurm, compose, capfd):
