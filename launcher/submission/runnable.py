@@ -38,9 +38,12 @@ def require_runnable(wanted: Wanted, env: Mapping[str, str]) -> None:
     Raises:
         UserError: a function or a program is not there, or the function does not take the session.
     """
-    programs = {tuple(job.plan.argv[:2]) for job in wanted.jobs if job.plan.argv is not None}
-    for argv in programs:
-        require_program(argv, wanted.snapshot, env)
+    programs = {tuple(job.plan.argv[:2]): _has_this_python(job) for job in wanted.jobs if job.plan.argv is not None}
+    for argv, has_this_python in programs.items():
+        try:
+            require_program(argv, wanted.snapshot, env)
+        except UserError as error:
+            _tell_or_raise(error, has_this_python or not argv)
     targets = {job.plan.target: _has_this_python(job) for job in wanted.jobs if job.plan.argv is None}
     marks = {target: _mark(target, wanted.snapshot, env) for target in targets}
     new = [target for target, mark in marks.items() if not mark.exists()]
@@ -48,13 +51,17 @@ def require_runnable(wanted: Wanted, env: Mapping[str, str]) -> None:
         return
     for target in new:
         problem = _import(target, wanted.snapshot, env)
-        if not problem:
+        if problem:
+            _tell_or_raise(UserError(problem), targets[target])
+        else:
             marks[target].parent.mkdir(parents=True, exist_ok=True)
             marks[target].touch()
-        elif targets[target]:
-            raise UserError(problem)
-        else:
-            print(f"warning: {problem}; jobs have a setup of their own and may do better", file=sys.stderr)
+
+
+def _tell_or_raise(error: UserError, has_this_python: bool) -> None:
+    if has_this_python:
+        raise error
+    print(f"warning: {error}; jobs have a setup of their own and may do better", file=sys.stderr)
 
 
 def _mark(target: str, snapshot: Snapshot, env: Mapping[str, str]) -> Path:

@@ -156,3 +156,10 @@ def test_a_program_has_no_place_among_packed_members(tmp_path):
     )
     done = type_here(tmp_path, os.environ, *words)
     assert done.returncode == 1 and "launch.pack=2: members are forked" in done.stderr
+
+
+def test_where_jobs_have_a_setup_of_their_own_a_missing_program_is_only_told(tmp_path):
+    words = ("task=command", "task.argv=[of_a_module]", "hydra/launcher=submitit_local", "site.setup=[module load it]")
+    done = type_here(tmp_path, os.environ, *words, "launch.dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "warning: task.argv: there is no program 'of_a_module' on PATH" in done.stderr
