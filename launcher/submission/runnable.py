@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,8 @@ def require_program(argv: Sequence[str], snapshot: Snapshot | None, env: Mapping
     program = argv[0]
     if "/" in program:
         _require_file(program, snapshot)
+        if not os.access(program, os.X_OK):
+            raise UserError(f"task.argv: {program} may not be run; chmod +x {program}")
     elif shutil.which(program, path=search_path(env)) is None:
         raise UserError(f"task.argv: there is no program {program!r} on PATH; ./{program} is one of this folder")
     if Path(program).name.startswith("python") and len(argv) > 1 and not argv[1].startswith("-"):
