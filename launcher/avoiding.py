@@ -46,7 +46,8 @@ class NodesOfJob:
 
     def _killed_on(self) -> str | None:
         """Where srun saw the first task fail: it has just said so, last of all that was printed."""
-        submission = next((s for s in self.sweep.read_submissions() if s.token == self.token), None)
+        links = (link for head in self.sweep.read_submissions() for link in (head, *head.successors))
+        submission = next((link for link in links if link.token == self.token), None)
         if submission is None:
             return None
         errors = self.sweep.job_files(submission, self.job, 0)[0]

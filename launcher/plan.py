@@ -157,7 +157,7 @@ def _freeze(
 ) -> Plan:
     _require_ranks(sections.settings.profiler, hardware.nodes * hardware.tasks_per_node)
     config = sections.config
-    if hasattr(config, "resolve"):
+    if hasattr(type(config), "resolve"):
         config = config.resolve(facts)
     science, execution = split(config)
     tracker = settled(sections.settings.tracker, facts.absolute)

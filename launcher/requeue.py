@@ -239,7 +239,8 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     if (successor := _patiently(lambda: chain.hand_on(slurm))) is not None:
         subject.requeued(decision.reason, slurm, successor)
         if slurm:
-            subject.keep_off(slurm, successor)
+            for later in chain.after[chain.after.index(successor) :]:  # the next one may not live to tell the others
+                subject.keep_off(slurm, later)
         return ExitCode.USER_ERROR
     subject.requeued(decision.reason, slurm)
     if slurm is None:

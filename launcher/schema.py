@@ -28,8 +28,8 @@ class TaskConfig(Section):
     """``package.module:function``, called with the session."""
     schema: str | None = None
     """``package.module:Dataclass`` of the task's part of the config; null: it is taken as it was composed."""
-    argv: list[str] | None = None
-    """``task=command``: the program and its arguments."""
+    argv: list[str | int | float | bool] | None = None
+    """``task=command``: the program and its arguments; ``${lr}`` alone keeps the type that it has."""
     execution: list[str] = dataclasses.field(default_factory=list)
     """Without a schema: dotted keys that do not change what is learned; they stay out of a run's id."""
     paths: list[str] = dataclasses.field(default_factory=list)
@@ -37,8 +37,12 @@ class TaskConfig(Section):
 
     def of_free_config(self) -> dict[str, Any]:
         """What a config without a schema says of its task."""
-        argv = {} if self.argv is None else {"argv": self.argv}
+        argv = {} if self.argv is None else {"argv": [_word(one) for one in self.argv]}
         return {"target": self.target, **argv, "execution": self.execution, "paths": self.paths}
+
+
+def _word(value: str | float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)

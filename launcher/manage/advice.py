@@ -121,14 +121,14 @@ def _grouped(rows: Sequence[tuple[SweepDir, RunState]], env: Mapping[str, str]) 
             shape = Shape.of(script)
         except UserError:  # somebody has removed it: what it asked for is not known
             shape = Shape({})
-        key = (conf, shape.key, state.reason.partition(",")[0])
+        key = (conf, shape.key, state.waits_for.partition(",")[0])
         groups.setdefault(key, _Waiting(conf, script, shape, [])).states.append(state)
     return list(groups.values())
 
 
 def _advice(waiting: _Waiting, env: Mapping[str, str], *, ask: bool) -> Advice:
     first = min(waiting.states, key=lambda state: state.start or "~")
-    reason = explained(first.reason)
+    reason = explained(first.waits_for)
     suggestions: list[Suggestion] = []
     expected, note = first.start, ""
     if not ask:
@@ -144,7 +144,7 @@ def _advice(waiting: _Waiting, env: Mapping[str, str], *, ask: bool) -> Advice:
             note = str(error)
     paths = [state.path for state in waiting.states]
     shape = str(waiting.shape) if waiting.shape.options else "something"
-    return Advice(paths, shape, first.reason, reason.means, reason.remedy, expected, suggestions, note)
+    return Advice(paths, shape, first.waits_for, reason.means, reason.remedy, expected, suggestions, note)
 
 
 def _asked(waiting: _Waiting, slurm: Slurm, first: RunState) -> tuple[str, list[Suggestion], str]:

@@ -177,7 +177,8 @@ def _groups(runs: Sequence[Again]) -> list[list[Again]]:
         member = run.member
         cluster = (run.old.slurm_conf, member.values["site"].get("slurm_conf"))
         launch = member.values["launch"]
-        manner = (*(launch.get(key) for key in ("parallel", "continue", "chain")), member.queue.get("submitit_folder"))
+        keys = ("parallel", "pack", "beside", "continue", "chain")
+        manner = (*(launch.get(key) for key in keys), member.queue.get("submitit_folder"))
         key = (run.old.sweep, member.launcher, *cluster, *manner)
         groups.setdefault(key, []).append(run)
     return list(groups.values())

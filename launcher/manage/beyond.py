@@ -99,7 +99,7 @@ def _go_on_as_child(run: Again, plan: Plan, folder: Path, env: MutableMapping[st
     parent = Plan.read(child).parent if child.newest_step() else None
     parent = parent or _newest_state(run.old.sweep, old.run_id, env)
     said = []
-    if hasattr(config, "continued_from"):
+    if hasattr(type(config), "continued_from"):
         try:
             said = config.continued_from(old.config(), parent.step)
         except UserError as error:

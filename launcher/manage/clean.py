@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.manage.removable import Item, Keep, has_ended, of_run, of_sweep
+from launcher.manage.removable import (
+    Item,
+    Keep,
+    has_ended,
+    of_run,
+    of_sweep,
+    states_of_children_to_come,
+)
 from launcher.manage.states import RunState
 from launcher.manage.survey import open_workers, survey
 from launcher.manage.targets import merged, named
@@ -72,6 +79,7 @@ class _Cleaner:
         self._wish, self._env = wish, env
         self._found: list[tuple[Path, Item]] = []
         self._left: Counter[str] = Counter()
+        self._needed: set[Path] = set()
 
     def clean(self, sweep: SweepDir, states: Sequence[RunState], *, whole: bool) -> None:
         """One sweep, or some runs of it; its lock is held, so that no command begins one of them meanwhile."""
@@ -82,6 +90,7 @@ class _Cleaner:
             self._say(error)
 
     def _go_over(self, sweep: SweepDir, states: Sequence[RunState], whole: bool) -> None:
+        self._needed = set(states_of_children_to_come(sweep))
         for state in states:
             if not has_ended(state):
                 self._left[state.state] += 1
@@ -106,7 +115,8 @@ class _Cleaner:
     def _of_run(self, rundir: RunDir, state: RunState) -> list[Item]:
         wish = self._wish
         done = state.state == "COMPLETED"
-        return of_run(rundir, wish.keep, traces=wish.traces, completed=done, checksums=wish.really)
+        found = of_run(rundir, wish.keep, traces=wish.traces, completed=done, checksums=wish.really)
+        return [item for item in found if item.path.resolve() not in self._needed]
 
     def _remove(self, of: Path, items: Sequence[Item]) -> None:
         for item in items:

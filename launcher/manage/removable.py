@@ -70,6 +70,18 @@ def of_run(rundir: RunDir, keep: Keep, *, traces: bool, completed: bool, checksu
     return found
 
 
+def states_of_children_to_come(sweep: SweepDir) -> Iterator[Path]:
+    """Checkpoints from which runs of ``sweep``, and of others beside it, are still to begin."""
+    for plan in sweep.path.parent.glob("*/*/plan.json"):
+        child = RunDir(plan.parent)
+        try:
+            parent = (child.read(plan) or {}).get("parent")
+        except UserError:  # torn: it can begin from nothing
+            continue
+        if parent and not child.list_checkpoints("step") and child.state() != "COMPLETED":
+            yield (RunDir(Path(parent["path"])).checkpoints / parent["checkpoint"]).resolve()
+
+
 def _states(rundir: RunDir, keep: Keep, *, completed: bool, checksums: bool) -> list[Path]:
     states = rundir.list_checkpoints("step")
     if keep == "all" or not states:

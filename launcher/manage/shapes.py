@@ -51,7 +51,7 @@ class Shape:
 
     def number(self, option: str) -> int:
         """A count that it asks for; 0: it asks for none, or not in plain numbers."""
-        value = self.options.get(option, "")
+        value = self.options.get(option, "").rpartition(":")[2]  # of a100:4 the count
         return int(value) if value.isdigit() else 0
 
     def __str__(self) -> str:
@@ -83,8 +83,8 @@ class Change:
 
     @property
     def overrides(self) -> list[str]:
-        """For ``launcher.run`` and ``launcher resume``."""
-        return [f"hydra.launcher.{_KEYS[name]}={value}" for name, value in self.values.items()]
+        """For ``launcher.run`` and ``launcher resume``; which GPUs the site says."""
+        return [f"hydra.launcher.{_KEYS[name]}={value.rpartition(':')[2]}" for name, value in self.values.items()]
 
 
 def changes(shape: Shape, batch_size: int | None, partitions: Sequence[str], at_most: int) -> list[Change]:
@@ -113,7 +113,8 @@ def _fewer(shape: Shape, batch_size: int | None) -> Iterator[Change]:
             yield Change(what, _longer(nodes / count), {"nodes": str(count)})
     if gpus > 1:
         half = gpus // 2
-        values = {"gpus-per-node": str(half)}
+        kind, colon, _ = shape.options["gpus-per-node"].rpartition(":")
+        values = {"gpus-per-node": f"{kind}{colon}{half}"}
         if tasks > 1:  # a rank for each GPU
             values["ntasks-per-node"] = str(max(tasks * half // gpus, 1))
         if shared(nodes * int(values.get("ntasks-per-node", tasks))):

@@ -53,6 +53,8 @@ class RunState:
     """Why it waits, or how it ended."""
     start: str = ""
     """When it is expected to start, where it waits and Slurm knows; local time of the cluster."""
+    waits_for: str = ""
+    """Slurm's own word on why its job waits."""
     excluded: tuple[Exclusion, ...] = ()
     """The nodes that it avoids, and why."""
     slurm: str = ""
@@ -143,7 +145,9 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
     waits = state in ("SUBMITTED", "REQUEUED") and job is not None and job.state in _WAITING
     waits_for = job.reason.replace("None", "") if waits and job else ""
     if waits and own.job_id in own.jobs[1:]:
-        reason, waits_for = f"goes on in job {own.job_id}" + (f" ({waits_for})" if waits_for else ""), ""
+        reason = f"goes on in job {own.job_id}" + (f" ({waits_for})" if waits_for else "")
+    else:
+        reason = waits_for or reason
     return RunState(
         run_id=own.rundir.path.name,
         path=str(own.rundir.path),
@@ -156,7 +160,8 @@ def row(own: OwnFiles, word: SlurmsWord) -> RunState:
         attempts=len(own.starts),
         job_id=own.job_id,
         node=own.hosts if own.packed == "waiting" else job.nodes if job and job.nodes else own.hosts,
-        reason=waits_for or reason,
+        reason=reason,
+        waits_for=waits_for,
         start=job.start if waits and job and job.start != "N/A" else "",
         excluded=tuple(exclusions(own.events)),
         slurm=slurms,

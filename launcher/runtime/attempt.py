@@ -16,7 +16,7 @@ from launcher.runtime.failures import Hung, PeerLost, record_failure, told
 from launcher.runtime.files import write_json
 from launcher.runtime.hang_report import dump_flight_record, dump_stacks, end_now
 from launcher.runtime.lease import CHECK_S, Lease, Superseded
-from launcher.runtime.outcome import Outcome, finish
+from launcher.runtime.outcome import Outcome, finish, summary_of
 from launcher.runtime.plan import Plan
 from launcher.runtime.redaction import redacted, scrubbed
 from launcher.runtime.rendezvous import Meeting
@@ -137,7 +137,9 @@ class _Attempt:
 
     def _train(self, task: Task, session: Session) -> Mapping[str, Any]:
         try:
-            return task(session) or {}
+            return summary_of(task(session))
+        except SystemExit as error:
+            raise UserError(f"the task called sys.exit({error.code!r}): it should return, or raise an error") from error
         except Exception as error:
             error.add_note(TASK_RAISED)
             raise

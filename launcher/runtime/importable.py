@@ -28,7 +28,7 @@ def resolve_task(target: str) -> Callable[..., Any]:
         function: Callable[..., Any] = resolve_name(target)
     except UserError as error:
         raise UserError(f"task.target={error}") from None
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
         where = traceback.extract_tb(error.__traceback__)[-1]
         said = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
         raise UserError(f"task.target={target!r}: cannot be imported: {said}") from None

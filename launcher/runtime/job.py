@@ -94,7 +94,7 @@ def run_job(
         if world.nodes > 1 or interface:
             set_interface(env, interface, interface_to(meeting.address, Machine()) if meeting.address else None)
         if plan.argv is not None:
-            return run_program(plan, world, stop, meter, meeting, lease, env)
+            return run_program(plan, world, stop, meter, meeting, lease, env, listener)
         preflight = preflight and world.source == "slurm" and plan.settings().preflight.enabled
         return run_attempt(plan, world, stop, meter, meeting, lease, listener, preflight=preflight)
 

@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from launcher.runtime.errors import ExitCode
-from launcher.runtime.files import write_json
+from launcher.runtime.errors import ExitCode, UserError
+from launcher.runtime.files import json_text, write_json
 from launcher.runtime.plan import Plan
 from launcher.runtime.signals import StopFlag
 
 if TYPE_CHECKING:  # it imports torch
     from launcher.runtime.session import Session
+
+
+_OWN = ("status", "step", "weights_sha256", "wall_s")
+"""What a summary says of its run whatever the task calls its numbers."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,22 @@ class Outcome:
     """COMPLETED, PREEMPTED where it was asked to stop, or CANCELLED where it was asked to end for good."""
     code: ExitCode
     summary: dict[str, Any]
+
+
+def summary_of(said: Any) -> dict[str, Any]:
+    """What a task returned, as the summary takes it: numbers of torch and numpy become plain ones.
+
+    Raises:
+        UserError: it is no mapping, or JSON cannot hold it.
+    """
+    if said is not None and not isinstance(said, Mapping):
+        raise UserError(f"the task returned a {type(said).__name__}: should be a mapping for the summary, or None")
+    plain = {str(k): v.item() if getattr(v, "ndim", None) == 0 else v for k, v in (said or {}).items()}
+    try:
+        json_text(plain)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the task returned what the summary cannot hold: {error}") from None
+    return plain
 
 
 def finish(plan: Plan, session: Session, stop: StopFlag, extra: Mapping[str, Any], wall_s: float) -> Outcome:
@@ -60,7 +80,7 @@ def finish(plan: Plan, session: Session, stop: StopFlag, extra: Mapping[str, Any
         **memory,
         "weights_sha256": weights,
         "wall_s": round(wall_s, 3),
-        **extra,
+        **{name: value for name, value in extra.items() if name not in _OWN},
     }
     if session.world.is_main:
         session.close_trackers(summary)

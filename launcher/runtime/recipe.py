@@ -49,7 +49,7 @@ class Recipe:
         for key, value in changes.items():
             _set(settings if key.partition(".")[0] in settings else values, key, value, self.keys())
         config = read_config(self.plan.schema, values)
-        if hasattr(config, "resolve"):
+        if hasattr(type(config), "resolve"):
             config = config.resolve(Facts(cwd=Path(self.plan.cwd), device=self.plan.hardware["device"], bf16=self.bf16))
         science, execution = split(config)
         settled = {name: section for name, section in asdict(parse(Settings, settings)).items() if name in settings}

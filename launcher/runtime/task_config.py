@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -82,8 +83,10 @@ class FreeConfig(Mapping[str, Any]):
         """``task.paths`` made absolute.
 
         Raises:
-            UserError: ``task.paths`` or ``task.execution`` names a key that is not there, or a path is no text.
+            UserError: ``task.paths`` or ``task.execution`` names a key that is not there, a path is no text, there is
+                a key or a value that JSON has not.
         """
+        _require_json(self._values)
         self._require_keys("execution", self._listed("execution"))
         values = self.plain()
         for key in self._require_keys("paths", self._listed("paths")):
@@ -99,7 +102,9 @@ class FreeConfig(Mapping[str, Any]):
         science = self.plain()
         lists = {name: science[_TASK].pop(name) for name in _LISTS if name in science[_TASK]}
         execution: dict[str, Any] = {_TASK: lists}
-        for key in self._listed("execution"):
+        for key in sorted(set(self._listed("execution"))):  # a section before what stands in it
+            if _at(science, key, missing=_MISSING) is _MISSING:
+                continue
             _put(execution, key, _take(science, key))
         return science, execution
 
@@ -123,7 +128,12 @@ def read_config(schema: str | None, values: Mapping[str, Any]) -> Any:
     """
     if schema is None:
         return FreeConfig(values)
-    named = resolve_name(schema)
+    try:
+        named = resolve_name(schema)
+    except UserError as error:
+        raise UserError(f"task.schema={error}") from None
+    except Exception as error:  # whatever the user's module raises
+        raise UserError(f"task.schema={schema!r}: cannot be imported: {type(error).__name__}: {error}") from None
     if not (isinstance(named, type) and is_dataclass(named)):
         raise UserError(f"task.schema={schema!r}: should name a dataclass")
     return parse(named, values)
@@ -185,3 +195,18 @@ def _take(values: dict[str, Any], key: str) -> Any:
     for section in sections:
         values = values[section]
     return values.pop(name)
+
+
+def _require_json(value: Any, key: str = "") -> None:
+    """See that a plan, which is JSON, will hold the very same."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            path = f"{key}.{name}" if key else str(name)
+            if not isinstance(name, str):
+                raise UserError(f"{path}: is no text, and keys are; put quotes around it")
+            _require_json(inner, path)
+    elif isinstance(value, list):
+        for inner in value:
+            _require_json(inner, key)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key}={value}: is no number that JSON has; write null, or a text")

@@ -100,6 +100,8 @@ class Batch:
     """Where its first lines write its number."""
     worker: tuple[str, ...] = (WORKER,)
     """The module that each rank runs, and its options."""
+    parents: tuple[Path, ...] = ()
+    """Run directories from whose states its runs begin."""
     door: tuple[str, ...] = ()
     """Options of the door that is called when srun has ended."""
     chained: bool = False
@@ -195,7 +197,7 @@ def _inside(batch: Batch, snapshot: Snapshot) -> str:
     site, cwd = batch.resources.site, snapshot.cwd
     root = batch.plans.parent.parent.parent
     image = image_of(site.container, Path.cwd())
-    mounts = mounts_of(site, [root, snapshot.path, cwd, *([snapshot.worktree] if snapshot.worktree else [])])
+    mounts = mounts_of(site, [root, *batch.parents, snapshot.path, cwd, *filter(None, [snapshot.worktree])])
     if site.container.runtime == PYXIS:
         return shell_text(srun_words(site, image, mounts, cwd))
     return shell_text(exec_words(site.container, image, mounts, cwd, batch.resources.asks_for_gpus))

@@ -94,7 +94,7 @@ def kind_of(plan: Plan) -> Kind:
         UserError: the task's config cannot tell any more: its data are gone.
     """
     config = plan.config()
-    footprint = config.footprint() if hasattr(config, "footprint") else None
+    footprint = config.footprint() if hasattr(type(config), "footprint") else None
     settings, hardware = plan.settings(), plan.hardware
     ranks = hardware["nodes"] * hardware["tasks_per_node"]
     return Kind(footprint, settings.checkpoint, settings.tracker, ranks)

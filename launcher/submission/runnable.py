@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -38,9 +39,12 @@ def require_runnable(wanted: Wanted, env: Mapping[str, str]) -> None:
     Raises:
         UserError: a function or a program is not there, or the function does not take the session.
     """
-    programs = {tuple(job.plan.argv[:2]) for job in wanted.jobs if job.plan.argv is not None}
-    for argv in programs:
-        require_program(argv, wanted.snapshot, env)
+    programs = {tuple(job.plan.argv[:2]): _has_this_python(job) for job in wanted.jobs if job.plan.argv is not None}
+    for argv, has_this_python in programs.items():
+        try:
+            require_program(argv, wanted.snapshot, env)
+        except UserError as error:
+            _tell_or_raise(error, has_this_python or not argv)
     targets = {job.plan.target: _has_this_python(job) for job in wanted.jobs if job.plan.argv is None}
     marks = {target: _mark(target, wanted.snapshot, env) for target in targets}
     new = [target for target, mark in marks.items() if not mark.exists()]
@@ -48,13 +52,17 @@ def require_runnable(wanted: Wanted, env: Mapping[str, str]) -> None:
         return
     for target in new:
         problem = _import(target, wanted.snapshot, env)
-        if not problem:
+        if problem:
+            _tell_or_raise(UserError(problem), targets[target])
+        else:
             marks[target].parent.mkdir(parents=True, exist_ok=True)
             marks[target].touch()
-        elif targets[target]:
-            raise UserError(problem)
-        else:
-            print(f"warning: {problem}; jobs have a setup of their own and may do better", file=sys.stderr)
+
+
+def _tell_or_raise(error: UserError, has_this_python: bool) -> None:
+    if has_this_python:
+        raise error
+    print(f"warning: {error}; jobs have a setup of their own and may do better", file=sys.stderr)
 
 
 def _mark(target: str, snapshot: Snapshot, env: Mapping[str, str]) -> Path:
@@ -94,6 +102,8 @@ def require_program(argv: Sequence[str], snapshot: Snapshot | None, env: Mapping
     program = argv[0]
     if "/" in program:
         _require_file(program, snapshot)
+        if not os.access(program, os.X_OK):
+            raise UserError(f"task.argv: {program} may not be run; chmod +x {program}")
     elif shutil.which(program, path=search_path(env)) is None:
         raise UserError(f"task.argv: there is no program {program!r} on PATH; ./{program} is one of this folder")
     if Path(program).name.startswith("python") and len(argv) > 1 and not argv[1].startswith("-"):

@@ -283,7 +283,9 @@ class _Batcher:
 
     def _write_script(self, token: str, count: int, head: Submission | None) -> None:
         sweep, resources = self._sweep, self._jobs[0].resources
-        batch = replace(Batch.of(sweep, token, resources, count, self._logs), chained=self._successors > 0)
+        parents = {Path(job.plan.parent.path) for job in self._jobs if job.plan.parent}
+        batch = Batch.of(sweep, token, resources, count, self._logs)
+        batch = replace(batch, chained=self._successors > 0, parents=tuple(sorted(parents)))
         if head is not None:
             batch = replace(batch, plans=sweep.plans(head.token), follows=True)
         if self._packing is not None:

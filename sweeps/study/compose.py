@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from launcher.members import Composer, Member, complete_members, key_of
 from launcher.named_sweep import NamedSweep
 from launcher.points import point_of, text_of
 from launcher.runtime.errors import UserError
 from launcher.runtime.recipe import Recipe
-from launcher.runtime.sections import nearest, parse
+from launcher.runtime.sections import flat, nearest, parse
 from sweeps.study.definition import SHOWN, Definition, StudySettings
 from sweeps.study.space import Axis, read_space
 
@@ -60,10 +62,10 @@ def compose_study(sweep: NamedSweep, space: Sequence[Axis], typed: Sequence[str]
     words += typed
     if "/" in sweep.file.metric:  # the curve that the metric is read from
         words += ["++tracker.csv=true", "++tracker.curves=false"]
-    return _composed(words)
+    return _composed(words, searched)
 
 
-def _composed(words: list[str]) -> Member:
+def _composed(words: list[str], searched: Collection[str]) -> Member:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
@@ -81,7 +83,26 @@ def _composed(words: list[str]) -> Member:
             master = hydra.compose_config(CONFIG_NAME, [], run_mode=RunMode.MULTIRUN)
         except COMPOSITION_ERRORS as error:
             raise UserError(told(error)) from None
-        return complete_members([words], [], Composer(hydra.config_loader, master))[0]
+        member = complete_members([words], [], Composer(hydra.config_loader, master))[0]
+        _require_unreferred(hydra.config_loader.load_sweep_config(master, list(member.overrides)), searched)
+        return member
+
+
+def _require_unreferred(config: DictConfig, searched: Collection[str]) -> None:
+    """See that no other value is made of one that is searched: trials change that one alone.
+
+    Raises:
+        UserError: one is.
+    """
+    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    values = OmegaConf.to_container(ours, resolve=False)
+    assert isinstance(values, dict)
+    for key, value in flat({str(name): section for name, section in values.items()}).items():
+        if found := next((one for one in sorted(searched) if f"${{{one}}}" in str(value)), None):
+            raise UserError(
+                f"search.{found}: {key}={value} refers to it and would not follow; have the task read {found} from its "
+                "config (a program: from $LAUNCHER_CONFIG)"
+            )
 
 
 def require_fitting(definition: Definition, groups: Sequence[str], path: Path) -> None:

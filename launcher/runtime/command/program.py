@@ -54,12 +54,16 @@ class Program:
 
     def __exit__(self, *error: object) -> None:
         if self._process.poll() is None:
-            self.signal(signal.SIGTERM)
+            self._signal_all(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE_S)
-            self._process.kill()
+        self._signal_all(signal.SIGKILL)  # what it has started ends with it: it would hold GPUs, and write on
         self._process.wait()
-        self._output.join(_GRACE_S)  # a grandchild may hold the pipe
+        self._output.join(_GRACE_S)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
 
     def wait(self, seconds: float) -> int | None:
         """Its exit code, minus the signal that killed it; None: it still runs after so long."""

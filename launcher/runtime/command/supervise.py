@@ -33,6 +33,7 @@ from launcher.runtime.world import World
 
 if TYPE_CHECKING:  # it imports torch
     from launcher.runtime.session import Session
+    from launcher.runtime.trackers import Tracker
 
 _POLL_S = 0.2
 _ENDS = (ExitCode.DONE, ExitCode.STOPPED_SAVED, ExitCode.STOPPED_NOT_SAVED)
@@ -57,6 +58,7 @@ def run_program(
     meeting: Meeting,
     lease: Lease | None,
     env: Mapping[str, str],
+    listener: Tracker | None = None,
 ) -> Outcome:
     """As ``run_attempt``, for a plan whose task is a program; torch's process group is left to the program."""
     peers = Peers(world, meeting.store)
@@ -66,12 +68,12 @@ def run_program(
     told = {**env, **environment(plan, world, meeting, peers.port())}
     if world.is_main:
         task = partial(_lead, plan, peers, told)
-        return run_attempt(plan, world.alone(), stop, meter, replace(meeting, store=None), lease, task=task)
+        return run_attempt(plan, world.alone(), stop, meter, replace(meeting, store=None), lease, listener, task)
     code = _follow(plan, peers, told, meeting.verdict.attempt, stop)
     return Outcome("COMPLETED" if code == ExitCode.DONE else "PREEMPTED", code, {})
 
 
-def environment(plan: Plan, world: World, meeting: Meeting, port: int | None) -> dict[str, str]:
+def environment(plan: Plan, world: World, meeting: Meeting, port: int) -> dict[str, str]:
     """What the program finds in its environment: where it stands, as torchrun tells it, and what is ours.
 
     Source: torch docs, "torchrun", Environment Variables.
@@ -95,7 +97,7 @@ def environment(plan: Plan, world: World, meeting: Meeting, port: int | None) ->
             "LOCAL_WORLD_SIZE": str(world.size // world.nodes),
             "NODE_RANK": str(world.node_rank),
         }
-        told |= {} if port is None else {"MASTER_ADDR": meeting.address, "MASTER_PORT": str(port)}
+        told |= {"MASTER_ADDR": meeting.address or "127.0.0.1", "MASTER_PORT": str(port)}
     return told
 
 
@@ -116,7 +118,7 @@ def _lead(plan: Plan, peers: Peers, env: Mapping[str, str], session: Session) ->
     with Program(_argv(plan), env) as program:
         code = _end_of(program, peers, stopped)
     peers.ended(code)
-    told.take()
+    told.take(last=True)
     ended = [_understood(code, peers.world, told.lines > 0), *_others(peers, session)]
     session.stopping = any(code != ExitCode.DONE for code in ended)  # whoever was asked to stop may have been done
     if session.stopping and ExitCode.STOPPED_NOT_SAVED not in ended:
@@ -154,9 +156,10 @@ def _end_of(program: Program, peers: Peers, stopped: Callable[[], bool]) -> int:
             asked = True
             peers.ask_to_stop()
             program.signal(signal.SIGUSR2)
-    if asked and code in (-signal.SIGUSR2, -signal.SIGTERM, -signal.SIGINT):  # it does not listen
-        return ExitCode.STOPPED_NOT_SAVED
-    return code
+    if code in _ENDS or not (asked or stopped() or peers.asked()):
+        return code
+    peers.ask_to_stop()
+    return ExitCode.STOPPED_NOT_SAVED  # whatever it, or what it is wrapped in, makes of being stopped
 
 
 def _others(peers: Peers, session: Session) -> list[ExitCode]:

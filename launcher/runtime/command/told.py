@@ -13,6 +13,9 @@ if TYPE_CHECKING:  # it imports torch
 
 log = logging.getLogger(__name__)
 
+_MOST_STEPS = 10**12
+"""What the name of a checkpoint has room for."""
+
 
 class Told:
     """What the program says in its file of metrics: objects of JSON, one a line, each with a ``step``.
@@ -28,21 +31,24 @@ class Told:
         """The newest value of each number that has no split."""
         self._session, self._path, self._read = session, path, 0
 
-    def take(self) -> None:
-        """Pass on what is new."""
-        for line in self._new_lines():
+    def take(self, *, last: bool = False) -> None:
+        """Pass on what is new; ``last``: no more will come, and a line without an end is whole."""
+        for line in self._new_lines(last):
             try:
-                record = json.loads(line)
-                step = int(record.pop("step"))
-            except (ValueError, TypeError, KeyError, AttributeError):
+                record = json.loads(line, parse_constant=_refuse)
+                step, total = int(record.pop("step")), record.pop("total_steps", None)
+                total = None if total is None else int(total)
+                if not 0 <= step < _MOST_STEPS:
+                    raise ValueError(step)
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
                 log.warning("LAUNCHER_METRICS: no object of JSON with a step: %.200r", line)
                 continue
-            self._pass_on(step, record)
+            self._pass_on(step, total, record)
 
-    def _pass_on(self, step: int, record: dict[str, Any]) -> None:
+    def _pass_on(self, step: int, total: int | None, record: dict[str, Any]) -> None:
         self.lines += 1
-        if (total := record.pop("total_steps", None)) is not None:
-            self._session.expect(int(total))
+        if total is not None:
+            self._session.expect(total)
         saved = record.pop("saved", False)
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
         self.numbers |= {name: value for name, value in numbers.items() if "/" not in name}
@@ -51,12 +57,17 @@ class Told:
         if saved:
             self._session.save({"step": step}, due=True)
 
-    def _new_lines(self) -> Iterator[bytes]:
+    def _new_lines(self, last: bool) -> Iterator[bytes]:
         with self._path.open("rb") as file:
             file.seek(self._read)
             for line in file:
-                if not line.endswith(b"\n"):  # not whole yet
+                if not line.endswith(b"\n") and not last:  # not whole yet
                     break
                 self._read += len(line)
                 if line.strip():
                     yield line
+
+
+def _refuse(constant: str) -> None:
+    """NaN and the infinities, which JSON has not: a loss that is none of its numbers is told as a text, if at all."""
+    raise ValueError(constant)

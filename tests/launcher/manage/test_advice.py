@@ -250,6 +250,13 @@ def test_fewer_gpus_take_their_ranks_along():
     assert not any("gpus-per-node" in change.values for change in changes(shape, 6, [], 7)), "6 samples, 4 ranks"
 
 
+def test_fewer_gpus_of_a_type_keep_it_for_slurm_and_leave_it_to_the_site():
+    shape = Shape({"nodes": "1", "gpus-per-node": "a100:4", "time": "1"})
+    assert "4 GPUs a node" in str(shape)
+    (fewer,) = [change for change in changes(shape, None, [], 7) if "GPU" in change.what]
+    assert fewer.options == ["--gpus-per-node=a100:2"] and fewer.overrides == ["hydra.launcher.gpus_per_node=2"]
+
+
 def test_the_shape_of_a_script_leaves_out_what_names_one_submission(tmp_path):
     script = tmp_path / "job.sh"
     script.write_text(SCRIPT.format(nodes=2))

@@ -342,6 +342,7 @@ def test_a_run_waits_for_its_successor(sweep, slurm, said, started, handed, queu
     slurm.queue(*zip(("12", "13", "14"), queue.split(), strict=True), reason="Dependency")
     found = state_of(sweep, slurm)
     assert (found.state, found.job_id, found.reason) == (state, job, reason)
+    assert found.waits_for == ("Dependency" if "Dependency" in reason else ""), "Slurm's own word"
     assert found.is_active == (state in ("SUBMITTED", "RUNNING", "REQUEUED")), "the same command adopts it"
 
 

@@ -80,6 +80,25 @@ def test_lists_that_name_no_key_are_refused(said, message):
         free({"log_every": 5, "data": {"path": "x"}}, **said).resolve(FACTS)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"widths": {1: 64}}, "widths.1: is no text"),
+        ({"clip": float("inf")}, "clip=inf: is no number that JSON has"),
+        ({"clips": [[float("nan")]]}, "clips=nan: is no number that JSON has"),
+    ],
+)
+def test_what_a_plan_could_not_hold_is_refused(values, message):
+    with pytest.raises(UserError, match="^" + re.escape(message)):
+        free(values).resolve(FACTS)
+
+
+def test_a_key_that_is_listed_twice_or_with_its_section_is_taken_once():
+    config = free({"a": {"b": 1, "c": 2}}, execution=["a.b", "a", "a"])
+    science, execution = split(config)
+    assert "a" not in science and execution["a"] == {"b": 1, "c": 2}
+
+
 def test_another_function_or_program_is_another_run():
     ids = {run_id(identity(FreeConfig({"task": said, "steps": 3}), "x")) for said in (
         task(), task(target="mine:other"), task(argv=["python", "a.py"]), task(argv=["python", "b.py"]),

@@ -59,6 +59,7 @@ def in_file(space: str, more: str = "") -> str:
         (SEARCH + "metric: samples_per_s\nstudy: {pruner: median}\n", (), "metric=samples_per_s has no curve"),
         (SEARCH + "fixed: {optim.lr: 1}\n", (), "optim.lr: stands in search and in fixed; name it once"),
         (SEARCH, ("optim.lr=1",), "optim.lr=1: optim.lr is searched by"),
+        (SEARCH, ("optim.weight_decay=${optim.lr}",), "search.optim.lr: optim.weight_decay=${optim.lr} refers to it"),
         (SEARCH, ("tiny",), "tiny: should be an override like key=value"),
         (SEARCH, ("hardware.nodes=2",), "hardware.nodes=2: a trial is one rank (allowed: 1)"),
         (SEARCH, ("hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"), "hardware.tasks_per_node=2"),

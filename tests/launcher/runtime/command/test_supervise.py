@@ -55,17 +55,25 @@ def test_a_program_is_told_its_place_and_its_numbers_are_logged(tmp_path):
         for step in (1, 2):
             tell(step=step, **{"train/loss": 1 / step, "note/why": "so", "total_steps": 2, "score": step * 10})
         tell(wrong=1)
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LAUNCHER_ATTEMPT", "LAUNCHER_STEP")
+        tell(step="many")
+        tell(step=2, total_steps="many")
+        tell(step=-1, score=7)
+        tell(step=10**15, score=7)
+        with open(os.environ["LAUNCHER_METRICS"], "a") as file:
+            file.write(json.dumps({"step": 2, "last": 5}))  # no line's end
+        names = ["MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]
+        names += ["LAUNCHER_ATTEMPT", "LAUNCHER_STEP"]
         (folder / "told.json").write_text(json.dumps({"config": config, **{n: os.environ[n] for n in names}}))
         """,
     )
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
     told = read(tmp_path, "told.json")
-    assert told["config"]["size"] == 3
+    assert told["config"]["size"] == 3 and told["MASTER_PORT"].isdecimal()
     assert [told[n] for n in ("RANK", "WORLD_SIZE", "LAUNCHER_ATTEMPT", "LAUNCHER_STEP")] == ["0", "1", "1", "0"]
     summary = read(tmp_path, "summary.json")
     assert (summary["status"], summary["step"], summary["train_loss"], summary["score"]) == ("COMPLETED", 2, 0.5, 20)
+    assert summary["last"] == 5
     (log,) = tmp_path.glob("runs/command/*/logs/rank0.log")
     assert "hello" in log.read_text() and "10%" not in log.read_text()
     assert "LAUNCHER_METRICS: no object of JSON with a step" in log.read_text()
@@ -118,6 +126,7 @@ def test_asked_to_stop_it_saves_and_goes_on_with_the_next_command(tmp_path):
         ("os.kill(os.getpid(), signal.SIGKILL)", 70, "the program ended with signal SIGKILL"),
         ("sys.exit(75)", 75, "PREEMPTED"),
         ("sys.exit(76)", 76, "PREEMPTED"),
+        ("os.kill(os.getppid(), signal.SIGTERM); time.sleep(1); sys.exit(1)", 76, "PREEMPTED"),
     ],
 )  # fmt: skip
 def test_what_an_exit_code_means(tmp_path, body, code, words):
@@ -145,6 +154,30 @@ def test_a_program_that_is_not_there_is_told_before_anything_is_made(tmp_path, a
         assert not (tmp_path / "runs").exists()
 
 
+def test_what_a_program_has_started_ends_with_it(tmp_path):
+    write(
+        tmp_path,
+        """
+        import subprocess
+        child = subprocess.Popen(["sleep", "600"])
+        (folder / "child").write_text(str(child.pid))
+        sys.exit(0)
+        """,
+    )
+    assert run(tmp_path).returncode == 0
+    (file,) = tmp_path.glob("runs/command/*/child")
+    status = Path(f"/proc/{file.read_text()}/status")
+    assert not status.exists() or "zombie" in status.read_text()
+
+
+def test_arguments_may_be_numbers_and_refer_to_values(tmp_path):
+    write(tmp_path, "assert sys.argv[1:] == ['--lr', '0.001', 'true'], sys.argv")
+    words = ("task=command", 'task.argv=[python,program.py,--lr,"${lr}",true]', "+lr=1e-3")
+    command = [sys.executable, "-m", "launcher.run", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_program_has_no_place_among_packed_members(tmp_path):
     words = (
         "-m",
@@ -156,3 +189,10 @@ def test_a_program_has_no_place_among_packed_members(tmp_path):
     )
     done = type_here(tmp_path, os.environ, *words)
     assert done.returncode == 1 and "launch.pack=2: members are forked" in done.stderr
+
+
+def test_where_jobs_have_a_setup_of_their_own_a_missing_program_is_only_told(tmp_path):
+    words = ("task=command", "task.argv=[of_a_module]", "hydra/launcher=submitit_local", "site.setup=[module load it]")
+    done = type_here(tmp_path, os.environ, *words, "launch.dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "warning: task.argv: there is no program 'of_a_module' on PATH" in done.stderr
