@@ -55,7 +55,10 @@ def hold_until_warned(run: Run) -> None:
 
 def is_pending(pid: int, number: signal.Signals) -> bool:
     """Whether the signal waits to be delivered (proc(5), ShdPnd)."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:  # Slurm lets go on whom it warns: it has saved and is gone
+        return True
     (mask,) = [int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd:")]
     return bool(mask >> (number - 1) & 1)
 
@@ -69,7 +72,7 @@ def test_the_example_ends_with_the_same_bits_preempted_out_of_time_and_killed(la
     killed = begin(lab, "killed", *SPIRALS)
     killed.wait_for_step(700)
     killed.kill(1, signal.SIGKILL)
-    late = begin(lab, "late", *SPIRALS, "hardware.time_min=1", "hydra.launcher.signal_delay_s=55")
+    late = begin(lab, "late", *SPIRALS, "hardware.time_min=1", "hydra.launcher.signal_delay_s=15")
     late.wait_for_step(300)
     hold_until_warned(late)
     for run in (preempted, killed, late):
@@ -78,7 +81,7 @@ def test_the_example_ends_with_the_same_bits_preempted_out_of_time_and_killed(la
         assert summary["accuracy"] == expected["accuracy"]
     assert redone(preempted) == 0 == redone(late) and redone(killed) <= 200 + 10, killed.story()
     assert [event["reason"] for event in preempted.events("requeue")] == ["preempted"]
-    assert [event["reason"] for event in late.events("requeue")] == ["out of time"], late.story()
+    assert {event["reason"] for event in late.events("requeue")} == {"out of time"}, late.story()
     assert [event["reason"] for event in killed.events("requeue")] == ["broke down: a rank was killed (SIGKILL)"]
 
 

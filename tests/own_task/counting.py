@@ -13,7 +13,15 @@ folder, rank = Path(os.environ["LAUNCHER_RUN_DIR"]), int(os.environ["RANK"])
 saved = folder / f"saved.{rank}.json"
 state = json.loads(saved.read_text()) if saved.exists() else {"step": 0, "total": 0}
 asked = []
-signal.signal(signal.SIGUSR2, lambda number, frame: asked.append(number))
+
+
+def stop(number, frame):
+    """Remember it; a second signal, while Python ends, would kill it."""
+    signal.signal(number, signal.SIG_IGN)
+    asked.append(number)
+
+
+signal.signal(signal.SIGUSR2, stop)
 meeting = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
 place = {"rank": rank, "size": int(os.environ["WORLD_SIZE"]), "attempt": int(os.environ["LAUNCHER_ATTEMPT"])}
 with (folder / "ranks.jsonl").open("a") as file:

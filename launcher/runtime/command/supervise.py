@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # it imports torch
     from launcher.runtime.trackers import Tracker
 
 _POLL_S = 0.2
+_HEARD_S = 1.0
+"""Where Slurm signals all processes of a step the program was asked already: it may be on its way out."""
 _ENDS = (ExitCode.DONE, ExitCode.STOPPED_SAVED, ExitCode.STOPPED_NOT_SAVED)
 """Exit codes with which a program may end."""
 _FINAL = (ExitCode.USAGE, ExitCode.TRAINING_FAILED)
@@ -155,7 +157,8 @@ def _end_of(program: Program, peers: Peers, stopped: Callable[[], bool]) -> int:
         if (stopped() or peers.asked()) and not asked:
             asked = True
             peers.ask_to_stop()
-            program.signal(signal.SIGUSR2)
+            if program.wait(_HEARD_S) is None:
+                program.signal(signal.SIGUSR2)
     if code in _ENDS or not (asked or stopped() or peers.asked()):
         return code
     peers.ask_to_stop()
