@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,8 @@ def hold_until_warned(run: Run) -> None:
         os.kill(pid, signal.SIGSTOP)
     run.wait(lambda: all(is_pending(pid, signal.SIGUSR2) for pid in ranks))
     for pid in ranks:
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def is_pending(pid: int, number: signal.Signals) -> bool:
