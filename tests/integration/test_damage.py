@@ -18,6 +18,7 @@ from launcher.runtime.checkpoint.reading import read
 from slurm.cluster import Cluster
 from slurm.faults import show_job
 from slurm.processes import wait_until
+from tests.ballast import Ballast
 from tests.integration.lab import TWO, Lab, Run, assert_same, rows
 from tests.launcher.runtime.saving import empty, flip, truncate
 
@@ -46,18 +47,7 @@ class SmallDisk:
         if done.returncode:
             pytest.skip(f"a disk of its own takes the right to mount one: {done.stderr.strip()}")
         self.path = path
-        self._ballast = path / "ballast"
-        self._ballast.touch()
-
-    def leave(self, n_bytes: int) -> None:
-        """Have ``n_bytes`` free."""
-        disk, size = os.statvfs(self.path), self._ballast.stat().st_size
-        wanted = size + disk.f_bavail * disk.f_frsize - n_bytes
-        if wanted < size:
-            os.truncate(self._ballast, wanted)
-        elif wanted > size:
-            with self._ballast.open("rb+") as file:
-                os.posix_fallocate(file.fileno(), size, wanted - size)
+        self.leave = Ballast(path).leave
 
     def unmount(self) -> None:
         """Done with it."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,6 +22,7 @@ from launcher.runtime.job import run_job
 from launcher.runtime.plan import Plan
 from launcher.runtime.signals import StopFlag
 from launcher.submission.disk import show_disk
+from tests.ballast import Ballast
 from tests.conftest import compose_values, small
 from vlm.trainer import Trainer
 
@@ -30,24 +30,6 @@ WORDS = (
     "precision=fp32", "tracker=csv", "tracker.curves=false", "throughput.peak_tflops=null", "trainer.max_steps=12",
     "trainer.val_every=100", "trainer.log_every=1", "checkpoint.every_steps=2",
 )  # fmt: skip
-
-
-class Ballast:
-    """What else lies on the disk."""
-
-    def __init__(self, disk: Path) -> None:
-        self._disk, self._file = disk, disk / "ballast"
-        self._file.touch()
-
-    def leave(self, n_bytes: int) -> None:
-        """Have ``n_bytes`` free."""
-        disk, size = os.statvfs(self._disk), self._file.stat().st_size
-        wanted = size + disk.f_bavail * disk.f_frsize - n_bytes
-        if wanted < size:
-            os.truncate(self._file, wanted)
-        elif wanted > size:
-            with self._file.open("rb+") as file:
-                os.posix_fallocate(file.fileno(), size, wanted - size)
 
 
 def saved(plan: Plan) -> list[int]:

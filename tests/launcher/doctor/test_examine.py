@@ -11,7 +11,7 @@ from launcher.doctor.folder_checks import check_folder, file_system, free_space
 from launcher.doctor.slurm_checks import check_limits, check_partition, check_settings
 from launcher.doctor.trial import Wish, judge, script_text
 from launcher.runtime.errors import ExitCode
-from tests.launcher.recorded_slurm import AWAY, RecordedSlurm
+from tests.launcher.recorded_slurm import AWAY
 
 LOW = {"PartitionName": "low", "Default": "YES", "GraceTime": "20", "PreemptMode": "REQUEUE", "TotalNodes": "4",
        "State": "UP", "MaxTime": "1-00:00:00"}  # fmt: skip
@@ -145,13 +145,9 @@ def test_the_script_names_what_was_asked_for(tmp_path):
 
 
 @pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    recorded = RecordedSlurm(tmp_path / "slurm")
-    monkeypatch.delenv("SLURM_CONF", raising=False)
-    monkeypatch.setenv("PATH", recorded.env["PATH"])
-    monkeypatch.chdir(tmp_path)
-    recorded.says("sbatch", "slurm 22.05.8\n")
-    return recorded
+def slurm(recorded_slurm):
+    recorded_slurm.says("sbatch", "slurm 22.05.8\n")
+    return recorded_slurm
 
 
 def verdicts(capsys):

@@ -19,7 +19,7 @@ from launcher.runtime.files import write_json
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.sweepdir import write_plans
 from tests.launcher.made_sweep import MadeSweep
-from tests.launcher.recorded_slurm import AWAY, RecordedSlurm
+from tests.launcher.recorded_slurm import AWAY
 from tests.launcher.runtime.saving import begin, flip, make_saver, save, truncate
 
 STEPS = (1, 2, 3)
@@ -38,13 +38,8 @@ def template(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """Recorded, and the only one on PATH; the current folder is ``tmp_path``."""
-    recorded = RecordedSlurm(tmp_path / "slurm")
-    monkeypatch.delenv("SLURM_CONF", raising=False)
-    monkeypatch.setenv("PATH", recorded.env["PATH"])
-    monkeypatch.chdir(tmp_path)
-    return recorded
+def slurm(recorded_slurm):
+    return recorded_slurm
 
 
 @pytest.fixture

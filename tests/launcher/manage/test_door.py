@@ -12,18 +12,12 @@ from launcher.manage.targets import Target, below, named, one_run
 from launcher.runtime.errors import ExitCode, UserError
 from launcher.slurm_text import elements
 from tests.launcher.made_sweep import MadeSweep
-from tests.launcher.recorded_slurm import AWAY, RecordedSlurm
+from tests.launcher.recorded_slurm import AWAY
 
 
 @pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """Recorded, and the only one on PATH; the current folder is ``tmp_path``."""
-    recorded = RecordedSlurm(tmp_path / "slurm")
-    for name in [n for n in ("SLURM_CONF",) if n not in recorded.env]:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PATH", recorded.env["PATH"])
-    monkeypatch.chdir(tmp_path)
-    return recorded
+def slurm(recorded_slurm):
+    return recorded_slurm
 
 
 @pytest.fixture

@@ -12,19 +12,14 @@ from launcher.manage.states import run_states
 from launcher.runtime.pack.queue import Queue, entry_name
 from launcher.slurm_cli import Slurm
 from tests.launcher.made_sweep import MadeSweep
-from tests.launcher.recorded_slurm import RecordedSlurm
 
 RUNS = ("aaa1", "bbb2", "ccc3", "ddd4")
 SCRIPT = "/w/t1.sh"
 
 
 @pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    recorded = RecordedSlurm(tmp_path / "slurm")
-    monkeypatch.delenv("SLURM_CONF", raising=False)
-    monkeypatch.setenv("PATH", recorded.env["PATH"])
-    monkeypatch.chdir(tmp_path)
-    return recorded
+def slurm(recorded_slurm):
+    return recorded_slurm
 
 
 class PackedSweep(MadeSweep):
