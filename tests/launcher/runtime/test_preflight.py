@@ -224,7 +224,8 @@ def fsync(descriptor):
         if fault.isdecimal():
             raise OSError(int(fault), os.strerror(int(fault)))
         if fault:
-            open(fault, "w").close()
+            open(fault.lstrip("+"), "w").close()
+        if fault and not fault.startswith("+"):
             time.sleep(1000)
     _fsync(descriptor)
 
@@ -234,7 +235,7 @@ os.fsync = fsync
 
 
 def job(folder: Path, plan: Plan, faults: Mapping[int, str], size: int = 2) -> list[Any]:
-    """Ranks of one step, a node each: EIO as ``5``, or a file to make before it hangs."""
+    """Ranks of one step, a node each: EIO as ``5``, or a file to make before it hangs (``+`` before it: goes on)."""
     (folder / "sitecustomize.py").write_text(FAULT)
     path = f"{folder}:{REPOSITORY}:{REPOSITORY}/launcher/plugin"
     plans = write_plans(folder, plan)
@@ -263,9 +264,9 @@ def test_a_bad_node_ends_the_job_in_one_line_before_the_task_is_called(tmp_path)
 
 @pytest.mark.parametrize("bad", [0, 1])
 def test_a_rank_whose_process_stands_still_is_named_by_the_other(tmp_path, bad):
-    plan, mark = plan_of(tmp_path, deadline_s=5), tmp_path / "mark"
-    both = job(tmp_path, plan, {bad: str(mark)})
-    wait_until(mark.exists)
+    plan, mark, met = plan_of(tmp_path, deadline_s=5), tmp_path / "mark", tmp_path / "met"
+    both = job(tmp_path, plan, {bad: str(mark), 1 - bad: f"+{met}"})
+    wait_until(lambda: mark.exists() and met.exists())  # before they have met nobody is waited for so shortly
     os.kill(both[bad].pid, signal.SIGSTOP)  # its own watch stands still, too, and so does the store in rank 0
     try:
         ((code, _, _),) = ends(both[1 - bad])
