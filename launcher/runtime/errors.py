@@ -57,12 +57,16 @@ class InUse(UserError):
     """Another process trains the run; what it does is what was asked for."""
 
 
-class RunsNotDone(UserError):
-    """Some of several runs failed or were stopped; the code is that of the worst."""
+class EndsWith(UserError):
+    """Ends with a code that only whoever raises it knows."""
 
     def __init__(self, message: str, code: ExitCode) -> None:
         super().__init__(message)
         self.code = code
+
+
+class RunsNotDone(EndsWith):
+    """Some of several runs failed or were stopped; the code is that of the worst."""
 
 
 def say_error(error: UserError) -> None:

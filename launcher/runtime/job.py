@@ -77,7 +77,7 @@ def run_job(
         if meeting.verdict.code == ExitCode.DONE:
             return Outcome("COMPLETED", ExitCode.DONE, plan.rundir.read(plan.rundir.summary) or {})
         if meeting.verdict.code is not None:
-            raise Refused(meeting.verdict)
+            raise Refused(meeting.verdict.message, ExitCode(meeting.verdict.code))
         seen = visible and world.is_main
         console = stack.enter_context(logging_to(plan.rundir.log(world.rank), visible=seen))
         if seen:

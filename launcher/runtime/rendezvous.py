@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 from launcher.runtime.address import Machine, own_address
-from launcher.runtime.errors import ExitCode, Stopped, UserError
+from launcher.runtime.errors import EndsWith, Stopped, UserError
 from launcher.runtime.files import write_json
 from launcher.runtime.rundir import RunDir
 from launcher.runtime.signals import StopFlag
@@ -55,12 +55,8 @@ class Meeting:
     """A ``torch.distributed.Store`` connected to all ranks; None in a world of one, and where the verdict is to end."""
 
 
-class Refused(UserError):
+class Refused(EndsWith):
     """Rank 0 ended this start; ``code`` is its exit code."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict.message)
-        self.code = ExitCode(verdict.code or ExitCode.BUG)
 
 
 def announce(world: World, rundir: RunDir, verdict: Verdict, interface: str | None) -> Meeting:

@@ -21,7 +21,7 @@ from launcher.runtime.command.peers import Peers
 from launcher.runtime.command.program import Program
 from launcher.runtime.command.told import Told
 from launcher.runtime.console import Meter
-from launcher.runtime.errors import ExitCode, UserError
+from launcher.runtime.errors import EndsWith, ExitCode, UserError
 from launcher.runtime.failures import PeerLost, record_failure
 from launcher.runtime.files import write_json
 from launcher.runtime.lease import Lease
@@ -44,12 +44,8 @@ _FINAL = (ExitCode.USAGE, ExitCode.TRAINING_FAILED)
 """Exit codes of a program that no further attempt would change; USER_ERROR is one until a step was logged."""
 
 
-class ProgramFailed(UserError):
+class ProgramFailed(EndsWith):
     """The program ended with something else than it may; ``code`` says whether another attempt may help."""
-
-    def __init__(self, message: str, code: ExitCode) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def run_program(

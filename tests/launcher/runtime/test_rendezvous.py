@@ -71,7 +71,8 @@ def test_a_refusal_is_heard_with_its_code(rundir, others):
     waiting = others.submit(attend, world(1), rundir, StopFlag(), 15)
     announce(world(), rundir, Verdict(code=3, message="it is so"), None)
     verdict = waiting.result(30).verdict
-    assert str(Refused(verdict)) == "it is so" and Refused(verdict).code == 3
+    refused = Refused(verdict.message, ExitCode(verdict.code))
+    assert str(refused) == "it is so" and refused.code == 3
 
 
 def test_a_rank_that_hears_nothing_says_what_to_look_at(rundir):
